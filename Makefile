@@ -1,0 +1,81 @@
+# make demo | test | check | format | setup | lock | clean        (Python 3.11, Linux x86_64, CPU)
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+PY := .venv/bin/python
+# The Python of this machine may sit in another environment: nothing of it may reach ours.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+TORCH := requirements/torch-cpu.txt
+LOCK := requirements/cpu.txt
+# .venv is rebuilt when the lock changes or the checkout moves, and left alone otherwise.
+STAMP := .venv/.setup-$(shell (cat $(TORCH) $(LOCK); pwd) | sha256sum | cut -c1-16)
+PIP := $(PY) -m pip --disable-pip-version-check --no-input
+HASHED := --no-deps --require-hashes --only-binary :all:
+
+# $(call torch,<pip install or pip download>,<options>): the CPU build from where pip is configured to look
+# (a mirror, perhaps); else from PyTorch's own index. The hash makes it the same file.
+torch = $(PIP) $(1) --quiet $(HASHED) $(2) -r $(TORCH) 2>/dev/null \
+	|| $(PIP) $(1) --quiet --timeout 30 --retries 2 $(HASHED) $(2) -r $(TORCH) \
+	   --index-url https://download.pytorch.org/whl/cpu \
+	|| { echo "make: torch's CPU build was found neither where pip is configured to look nor at" \
+	     "https://download.pytorch.org/whl/cpu; is there a network?" >&2; exit 1; }
+
+.PHONY: help demo test check format setup lock clean
+
+help:
+	@echo "make demo    set up, then from nothing to a report on the synthetic platform"
+	@echo "make test    set up, then all tests"
+	@echo "make check   set up, then ruff, mypy --strict and all tests"
+	@echo "make format  set up, then format and fix what ruff can"
+	@echo "make setup   .venv with everything that the tests use (CPU build of torch)"
+	@echo "make lock    resolve pyproject.toml anew into $(LOCK)"
+	@echo "make clean   remove .venv and caches; runs/ stays"
+
+setup: $(STAMP)
+
+$(STAMP):
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python 3.11" \
+	  "or name it: make PYTHON=/path/to/python3.11 setup" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "make: $(PYTHON) is" \
+	  "$$($(PYTHON) -V), the lock is for Python 3.11; name it: make PYTHON=/path/to/python3.11 setup" >&2; exit 1; }
+	@echo "make: setting up .venv (about 300 MB; once)"
+	@rm -rf .venv
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "make: $(PYTHON) has no venv;" \
+	  "on Debian and Ubuntu: apt install python3.11-venv" >&2; exit 1; }
+	@$(call torch,install,)
+	@$(PIP) install --quiet $(HASHED) -r $(LOCK)
+	@$(PIP) install --quiet --no-deps --no-index --no-build-isolation --editable .
+	@$(PIP) check
+	@touch $@
+
+demo: setup
+	$(PY) train.py stage=evaluate experiment=demo
+
+test: setup
+	$(PY) -m pytest
+
+check: setup
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+	$(PY) -m pytest
+
+format: setup
+	$(PY) -m ruff check --fix-only --quiet
+	$(PY) -m ruff format
+
+# torch comes as a file, so that the resolver sees the CPU build and never the CUDA packages.
+lock: setup
+	@mkdir -p build/torch
+	@$(call torch,download,--dest build/torch)
+	@grep -o '^torch==[^ ]*' $(TORCH) > build/constraints.txt
+	@CUSTOM_COMPILE_COMMAND="make lock" $(PY) -m piptools compile pyproject.toml --extra dev --upgrade --quiet \
+	  --find-links build/torch --constraint build/constraints.txt --unsafe-package torch --unsafe-package pip \
+	  --generate-hashes --strip-extras --no-emit-find-links --no-emit-index-url --no-emit-trusted-host \
+	  --no-annotate --output-file $(LOCK)
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

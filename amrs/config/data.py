@@ -1,0 +1,39 @@
+"""Settings of the data: which importer, how users are split, and the synthetic platform's own."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from amrs.config.checks import check
+from amrs.config.platform import PlatformConfig
+
+
+@dataclass
+class SplitConfig:
+    seed: int = 0
+    """Which Monte Carlo split of the same log; any integer."""
+    validation: float = 0.1
+    """Share of users that validate, in (0, 1)."""
+    test: float = 0.1
+    """Share of users that test, in (0, 1)."""
+
+    def __post_init__(self) -> None:
+        check(0 < self.validation < 1, "data.split.validation", self.validation, "between 0 and 1")
+        check(0 < self.test < 1, "data.split.test", self.test, "between 0 and 1")
+        check(
+            self.validation + self.test < 1,
+            "data.split.validation + data.split.test",
+            self.validation + self.test,
+            "below 1, so that users are left for training",
+        )
+
+
+@dataclass
+class DataConfig:
+    name: Literal["platform", "situnes", "table"] = "platform"
+    """Importer: the synthetic platform, SiTunes, or your own CSV/Parquet tables."""
+    raw_dir: str | None = None
+    """Folder of the raw files (situnes, table)."""
+    map: str | None = None
+    """YAML file that maps your columns (table); default: `map.yaml` in `data.raw_dir`."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    platform: PlatformConfig = field(default_factory=PlatformConfig)

@@ -1,0 +1,137 @@
+"""Shared groups of settings: read by several stages."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from amrs.config.checks import check
+
+
+@dataclass
+class ModelConfig:
+    """Shape of the transformers (world model and policies)."""
+
+    width: int = 64
+    """Width of the residual stream, in channels; a multiple of `heads`."""
+    layers: int = 2
+    """Transformer blocks, 1 or more."""
+    heads: int = 2
+    """Attention heads, 1 or more."""
+    history: int = 128
+    """Events (plays and session starts) that the model can look back on, 8 or more."""
+    positions: Literal["none", "learned", "rope"] = "none"
+    """Positional encoding; `none` was best in the publication."""
+    dropout: float = 0.1
+    """Dropout probability in training, in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        check(self.width > 0 and self.heads > 0 and self.width % self.heads == 0,
+              "model.width", self.width, f"a positive multiple of model.heads={self.heads}")
+        check(self.positions != "rope" or self.width // self.heads % 2 == 0,
+              "model.width / model.heads", self.width // self.heads, "even for model.positions=rope")
+        check(self.layers >= 1, "model.layers", self.layers, "1 or more")
+        check(self.history >= 8, "model.history", self.history, "8 or more")
+        check(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
+
+
+@dataclass
+class TrainerConfig:
+    """As in lightning.Trainer."""
+
+    max_steps: int | None = None
+    """Optimiser steps; null takes the stage's own default (`<stage>.max_steps`)."""
+    devices: int = 1
+    """Processes (or GPUs) per node."""
+    num_nodes: int = 1
+    """Machines."""
+    strategy: str = "auto"
+    """Lightning strategy: auto, ddp, ..."""
+    accelerator: str = "auto"
+    """cpu, gpu, auto, ..."""
+    precision: str = "32-true"
+    """Lightning precision: 32-true, bf16-mixed, ..."""
+    accumulate_grad_batches: int = 1
+    """Micro-batches a step; the stage's `batch_size` is split over them."""
+
+    def __post_init__(self) -> None:
+        for key in ("devices", "num_nodes", "accumulate_grad_batches"):
+            check(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "1 or more")
+        check(self.max_steps is None or self.max_steps >= 1,
+              "trainer.max_steps", self.max_steps, "1 or more, or null")
+
+
+@dataclass
+class WeightsConfig:
+    """Weight of each signal in the utility; a weight of 0 leaves the signal out."""
+
+    engagement: float = 0.0
+    rating: float = 0.0
+    valence: float = 0.5
+    arousal: float = 0.5
+
+
+@dataclass
+class UtilityConfig:
+    """What is good for the listener: a weighted sum of predicted signals."""
+
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
+    modes: dict[str, dict[str, str]] = field(
+        default_factory=lambda: {
+            "energize": {"arousal": "up"},
+            "calm": {"arousal": "down"},
+            "sleep": {"arousal": "down"},
+            "focus": {"arousal": "0.5"},
+        }
+    )
+    """Per mode and signal: up, down, or a target in [0, 1]. Signals not named go up; arousal counts
+    only where its mode names it."""
+    standardise: bool = True
+    """Divide each signal by the spread of its predicted effect under Copycat."""
+
+    def __post_init__(self) -> None:
+        weights = vars(self.weights)
+        check(all(w >= 0 for w in weights.values()) and any(w > 0 for w in weights.values()),
+              "utility.weights", weights, "0 or more, at least one above 0")
+        for mode, directions in self.modes.items():
+            for signal, direction in directions.items():
+                key = f"utility.modes.{mode}.{signal}"
+                check(signal in weights, key, signal, f"one of the signals {', '.join(weights)}")
+                check(_is_direction(direction), key, direction, "up, down or a target in [0, 1]")
+
+
+def _is_direction(text: str) -> bool:
+    try:
+        return text in ("up", "down") or 0 <= float(text) <= 1
+    except ValueError:
+        return False
+
+
+@dataclass
+class LogConfig:
+    wandb: Literal["auto", "disabled", "offline", "online"] = "auto"
+    """W&B mode; auto is online where a login exists, else offline."""
+    project: str = "amrs"
+    """W&B project."""
+    every: int = 10
+    """Optimiser steps between logged values, 1 or more."""
+
+    def __post_init__(self) -> None:
+        check(self.every >= 1, "log.every", self.every, "1 or more")
+
+
+@dataclass
+class ClusterConfig:
+    name: Literal["local"] = "local"
+    """Where a command runs."""
+
+
+@dataclass
+class ParentsConfig:
+    """Pin a finished run folder instead of looking it up by fingerprint."""
+
+    prepare: str | None = None
+    world_model: str | None = None
+    labeller: str | None = None
+    judge: str | None = None
+    bc: str | None = None
+    preferences: str | None = None
+    dpo: str | None = None

@@ -1,0 +1,151 @@
+"""Settings of each stage, under its own name."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from amrs.config.checks import check
+
+
+@dataclass
+class WorldModelConfig:
+    users: Literal["all", "labeller", "judge"] = "all"
+    """Training users: all, or one of two disjoint halves."""
+    members: int = 5
+    """Models in the ensemble, 1 or more."""
+    components: int = 3
+    """Censored normals mixed in the head of a bounded signal, 1 or more."""
+    hide_feedback: float = 0.3
+    """Share of sessions whose own feedback is hidden in training, in [0, 1): teaches the model to
+    predict from a list of tracks alone."""
+    batch_size: int = 32
+    """Windows per optimiser step, over all ranks and accumulation steps."""
+    max_steps: int = 900
+    """Optimiser steps."""
+    learning_rate: float = 2e-3
+    """Peak of the one-cycle schedule."""
+    weight_decay: float = 0.05
+    """AdamW's decoupled weight decay."""
+    patience: int = 5
+    """Validations without improvement before training stops."""
+    validate_every: int = 60
+    """Optimiser steps between validations."""
+
+    def __post_init__(self) -> None:
+        check(self.members >= 1, "world_model.members", self.members, "1 or more")
+        check(self.components >= 1, "world_model.components", self.components, "1 or more")
+        check(0 <= self.hide_feedback < 1, "world_model.hide_feedback", self.hide_feedback, "in [0, 1)")
+        _check_training("world_model", self)
+
+
+@dataclass
+class BcConfig:
+    batch_size: int = 16
+    """Windows per optimiser step, over all ranks and accumulation steps."""
+    max_steps: int = 600
+    """Optimiser steps."""
+    learning_rate: float = 2e-3
+    """Peak of the one-cycle schedule."""
+    weight_decay: float = 0.05
+    """AdamW's decoupled weight decay."""
+    popularity_smoothing: float = 1.0
+    """Plays added to every track's count among training users, above 0."""
+    patience: int = 5
+    """Validations without improvement before training stops."""
+    validate_every: int = 60
+    """Optimiser steps between validations."""
+
+    def __post_init__(self) -> None:
+        check(self.popularity_smoothing > 0, "bc.popularity_smoothing", self.popularity_smoothing, "above 0")
+        _check_training("bc", self)
+
+
+@dataclass
+class NegativeConfig:
+    """What counts as negative feedback on a play."""
+
+    rating: bool = True
+    """A dislike."""
+    engagement_below: float = 0.3
+    """Fraction played below which a play counts, in [0, 1]; 0 turns it off."""
+    track_report: bool = True
+    """A report right after the track that moved the wrong way for the mode."""
+    session_report: int = 0
+    """Last tracks of a session that count when its report moved the wrong way; 0 turns it off."""
+
+    def __post_init__(self) -> None:
+        check(0 <= self.engagement_below <= 1, "preferences.negative.engagement_below",
+              self.engagement_below, "in [0, 1]")
+        check(self.session_report >= 0, "preferences.negative.session_report", self.session_report, "0 or more")
+
+
+@dataclass
+class PreferencesConfig:
+    sampler: Literal["corrective"] = "corrective"
+    """How pairs are made: negative-feedback corrective sampling."""
+    negative: NegativeConfig = field(default_factory=NegativeConfig)
+    neighbours: int = 32
+    """Nearest tracks (cosine) to the rejected one that are candidates, 0 or more."""
+    explore: int = 32
+    """Random allowed tracks that are candidates, 0 or more."""
+    min_pairs: int = 100
+    """Fewer pairs than this end the stage: too few to train on."""
+
+    def __post_init__(self) -> None:
+        for key in ("neighbours", "explore"):
+            check(getattr(self, key) >= 0, f"preferences.{key}", getattr(self, key), "0 or more")
+        check(self.neighbours + self.explore > 0, "preferences.neighbours + preferences.explore", 0, "above 0")
+        check(self.min_pairs >= 1, "preferences.min_pairs", self.min_pairs, "1 or more")
+
+
+@dataclass
+class DpoConfig:
+    loss: Literal["soft", "hard"] = "soft"
+    """Labels: sigma(dU / tau), or 1 (hard labels have no finite optimum)."""
+    beta: float = 1.0
+    """Inverse temperature of DPO, above 0; larger keeps the policy nearer its reference."""
+    tau: float = 3.0
+    """Temperature of the soft labels, in units of utility, above 0."""
+    kl_budget: float = 0.05
+    """Most KL(policy || Copycat) on the policy's own histories, in nats per track, above 0."""
+    kl_every: int = 20
+    """Optimiser steps between exact KL checks and validations."""
+    kl_sessions: int = 64
+    """Validation sessions imagined for a KL check, 1 or more."""
+    batch_size: int = 64
+    """Pairs per optimiser step, over all ranks and accumulation steps."""
+    max_steps: int = 300
+    """Optimiser steps."""
+    learning_rate: float = 3e-4
+    """AdamW's learning rate, constant after a short warm-up."""
+    patience: int = 5
+    """Validations without improvement before training stops."""
+
+    def __post_init__(self) -> None:
+        for key in ("beta", "tau", "kl_budget"):
+            check(getattr(self, key) > 0, f"dpo.{key}", getattr(self, key), "above 0")
+        for key in ("kl_every", "kl_sessions"):
+            check(getattr(self, key) >= 1, f"dpo.{key}", getattr(self, key), "1 or more")
+        _check_training("dpo", self)
+
+
+@dataclass
+class EvaluateConfig:
+    splits: int = 1
+    """Monte Carlo splits by user (data.split.seed, +1, ...), 1 or more."""
+    horizon: int = 10
+    """Tracks imagined from a session's start, 1 or more."""
+    sessions: int = 400
+    """Test sessions rolled out for each policy, spread evenly over test users; 1 or more."""
+    bootstrap: int = 1000
+    """Bootstrap draws of users for each interval, 100 or more."""
+
+    def __post_init__(self) -> None:
+        for key in ("splits", "horizon", "sessions"):
+            check(getattr(self, key) >= 1, f"evaluate.{key}", getattr(self, key), "1 or more")
+        check(self.bootstrap >= 100, "evaluate.bootstrap", self.bootstrap, "100 or more")
+
+
+def _check_training(stage: str, config: WorldModelConfig | BcConfig | DpoConfig) -> None:
+    for key in ("batch_size", "max_steps", "patience"):
+        check(getattr(config, key) >= 1, f"{stage}.{key}", getattr(config, key), "1 or more")
+    check(config.learning_rate > 0, f"{stage}.learning_rate", config.learning_rate, "above 0")
