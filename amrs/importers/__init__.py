@@ -1,0 +1,31 @@
+"""Importers: from raw logs to a session log in `folder/log`, one file each, picked by `data.name`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from amrs.config.data import DataConfig
+
+
+def _platform(config: DataConfig, folder: Path) -> None:
+    from amrs.importers.platform import importer
+
+    importer(config, folder)
+
+
+def _situnes(config: DataConfig, folder: Path) -> None:
+    from amrs.importers.situnes import importer
+
+    importer(config, folder)
+
+
+def _table(config: DataConfig, folder: Path) -> None:
+    from amrs.importers.table import importer
+
+    importer(config, folder)
+
+
+IMPORTERS: dict[str, Callable[[DataConfig, Path], None]] = {
+    "platform": _platform,
+    "situnes": _situnes,
+    "table": _table,
+}

@@ -1,0 +1,193 @@
+"""Checks of a session log on Arrow columns, without a loop over rows.
+
+Arrays called `bad` are boolean masks over rows (or over plays: the items of a session's lists, in order).
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from amrs.faults import Bools, Faults, Ints
+
+UNIT = "a number in [0, 1], or null"
+# Outside these years a number of seconds was almost surely read as milliseconds, or the reverse.
+EARLIEST, LATEST = datetime(1971, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
+PLAY_COLUMNS = ("engagement", "rating", "track_valence", "track_arousal", "propensity")
+REPORTS = ("pre_valence", "pre_arousal", "post_valence", "post_arousal")
+
+
+def mask(array: pa.Array | pa.ChunkedArray) -> Bools:
+    """An Arrow boolean column as numpy, null counting as False."""
+    return np.asarray(pc.fill_null(array, False).to_numpy(zero_copy_only=False), dtype=bool)
+
+
+def codes(array: pa.Array, names: pa.Array | None = None) -> Ints:
+    """Position of each value in `names` (default: its own distinct ones), -1 where null or not there."""
+    names = pc.unique(pc.drop_null(array)) if names is None else names
+    return np.asarray(pc.fill_null(pc.index_in(array, value_set=names, skip_nulls=True), -1), dtype=np.int64)
+
+
+def repeated(keys: Ints) -> Bools:
+    """True where a key has come before."""
+    first = np.unique(keys, return_index=True)[1]
+    again = np.ones(len(keys), dtype=bool)
+    again[first] = False
+    return again
+
+
+def check_catalogue(table: pa.Table, modes: Sequence[str], faults: Faults) -> None:
+    """Note every fault of a conformed catalogue (see `amrs.schema.conform`)."""
+    ids = table["track_id"]
+    present = pc.drop_null(ids)
+    faults.add_rows("catalogue.track_id", mask(pc.is_null(ids)), ids, ids, "an id")
+    faults.add_rows("catalogue.track_id", repeated(codes(present)), present,
+                    "given again", "every track once")
+    lengths = pc.list_value_length(table["embedding"])
+    usual = pc.mode(lengths)
+    size = usual[0]["mode"].as_py() if len(usual) else 0
+    faults.add_rows("catalogue.embedding", mask(pc.is_null(lengths)), ids, "null", "a list of numbers")
+    faults.add_rows("catalogue.embedding", mask(pc.not_equal(lengths, size)), ids,
+                    pc.binary_join_element_wise(pc.cast(lengths, pa.string()), "numbers", " "),
+                    f"{size} numbers, as most tracks have")
+    if size == 0:
+        faults.add("catalogue.embedding", "every row", "empty", "1 number or more")
+    _check_finite("catalogue.embedding", table["embedding"], ids, False, faults)
+    seconds = table["duration_s"]
+    wrong = pc.invert(pc.and_(pc.is_finite(seconds), pc.greater(seconds, 0)))
+    faults.add_rows("catalogue.duration_s", mask(wrong), ids, seconds, "seconds above 0, or null")
+    flat, row = pc.list_flatten(table["modes"]), _parents(table["modes"])
+    known = ", ".join(modes) or "none, as the log has no modes"
+    faults.add_rows("catalogue.modes", codes(flat, pa.array(modes, pa.string())) < 0, ids, flat,
+                    f"a mode of this log ({known})", row)
+    faults.add_rows("catalogue.modes", mask(pc.equal(pc.list_value_length(table["modes"]), 0)), ids,
+                    "an empty list", "1 mode or more, or null for every mode")
+
+
+def check_sessions(table: pa.Table, catalogue: pa.Table, modes: Sequence[str], cohorts: Sequence[str],
+                   context: int, repeats: bool, faults: Faults) -> None:
+    """Note every fault of conformed sessions; `context` is the number of context values."""
+    ids = table["session_id"]
+    for name, names in (("mode", modes), ("cohort", cohorts)):
+        unknown = (codes(table[name], pa.array(names, pa.string())) < 0) & mask(pc.is_valid(table[name]))
+        allowed = f"{', '.join(names) or 'none, as the metadata names none'}, or null"
+        faults.add_rows(f"sessions.{name}", unknown, ids, table[name], allowed)
+    for name in ("session_id", "user_id", "started_at", "track_id"):
+        faults.add_rows(f"sessions.{name}", mask(pc.is_null(table[name])), ids, "null", "not null")
+    present = pc.drop_null(ids)
+    faults.add_rows("sessions.session_id", repeated(codes(present)), present,
+                    "given again", "every session once")
+    _check_scalars(table, ids, faults)
+    _check_times(table, ids, faults)
+    _check_order(table, ids, faults)
+    lengths = pc.list_value_length(table["context"])
+    faults.add_rows("sessions.context", mask(pc.not_equal(lengths, context)), ids,
+                    pc.binary_join_element_wise(pc.cast(lengths, pa.string()), "numbers", " "),
+                    f"{context} numbers, or null")
+    _check_finite("sessions.context", table["context"], ids, True, faults)
+    _check_plays(table, ids, faults)
+    _check_tracks(table, catalogue, modes, repeats, faults)
+
+
+def _check_scalars(table: pa.Table, ids: pa.Array, faults: Faults) -> None:
+    for name in REPORTS:
+        faults.add_rows(f"sessions.{name}", _outside_unit(table[name]), ids, table[name], UNIT)
+    ended = table["ended"]
+    faults.add_rows("sessions.ended", mask(pc.invert(pc.is_in(ended, pa.array(["left", "completed", None])))),
+                    ids, ended, "left, completed or null")
+    offset = table["utc_offset_min"]
+    faults.add_rows("sessions.utc_offset_min", mask(pc.greater(pc.abs(offset), 14 * 60)), ids, offset,
+                    "minutes in [-840, 840], or null")
+
+
+def _check_times(table: pa.Table, ids: pa.Array, faults: Faults) -> None:
+    start, end = table["started_at"], table["ended_at"]
+    for name, times in (("started_at", start), ("ended_at", end)):
+        early, late = pc.less(times, pa.scalar(EARLIEST)), pc.greater_equal(times, pa.scalar(LATEST))
+        bad = mask(pc.or_(early, late))
+        faults.add_rows(f"sessions.{name}", bad, ids, times, f"{EARLIEST:%Y} up to {LATEST:%Y}, UTC")
+    faults.add_rows("sessions.ended_at", mask(pc.less(end, start)), ids, end,
+                    "not before started_at, or null")
+
+
+def _check_order(table: pa.Table, ids: pa.Array, faults: Faults) -> None:
+    """A user's sessions lie together, in order, and do not overlap."""
+    users = table["user_id"]
+    user = codes(users)
+    if len(user) < 2:
+        return
+    same = (user[1:] == user[:-1]) & (user[1:] >= 0)
+    starts = np.concatenate([[True], ~same])
+    split = np.zeros(len(user), dtype=bool)
+    split[np.flatnonzero(starts)] = repeated(user[starts]) & (user[starts] >= 0)
+    faults.add_rows("sessions.user_id", split, ids, "apart from other sessions of this user",
+                    "all sessions of a user next to each other")
+    start, end = table["started_at"], table["ended_at"]
+    late = np.concatenate([[False], same & mask(pc.less(start[1:], start[:-1]))])
+    faults.add_rows("sessions.started_at", late, ids, start,
+                    "not before this user's session in the row above")
+    over = np.concatenate([[False], same & mask(pc.less(start[1:], end[:-1]))]) & ~late
+    faults.add_rows("sessions.started_at", over, ids, start,
+                    "not before the end of this user's session in the row above (they overlap)")
+
+
+def _check_plays(table: pa.Table, ids: pa.Array, faults: Faults) -> None:
+    tracks = pc.list_value_length(table["track_id"])
+    faults.add_rows("sessions.track_id", mask(pc.equal(tracks, 0)), ids, "an empty session",
+                    "1 track or more")
+    for name in PLAY_COLUMNS:
+        column = f"sessions.{name}"
+        given = pc.list_value_length(table[name])
+        text = pc.binary_join_element_wise(pc.cast(given, pa.string()), "items for",
+                                           pc.cast(tracks, pa.string()), "tracks", " ")
+        faults.add_rows(column, mask(pc.not_equal(given, tracks)), ids, text,
+                        "as many items as track_id has (null where unknown), or null for the whole list")
+        flat, row = pc.list_flatten(table[name]), _parents(table[name])
+        if name == "rating":
+            bad, allowed = mask(pc.invert(pc.is_in(flat, pa.array([0, 1, None], flat.type)))), "0, 1 or null"
+        elif name == "propensity":
+            bad, allowed = _outside_unit(flat) | mask(pc.equal(flat, 0)), "a probability in (0, 1], or null"
+        else:
+            bad, allowed = _outside_unit(flat), UNIT
+        faults.add_rows(column, bad, ids, flat, allowed, row)
+
+
+def _check_tracks(table: pa.Table, catalogue: pa.Table, modes: Sequence[str], repeats: bool,
+                  faults: Faults) -> None:
+    """Every play is of a known track, allowed in the mode, and no repeat where there are none."""
+    ids, column = table["session_id"], "sessions.track_id"
+    flat, row = pc.list_flatten(table["track_id"]), _parents(table["track_id"])
+    track = codes(flat, catalogue["track_id"].combine_chunks())
+    faults.add_rows(column, track < 0, ids, flat, "a track_id of the catalogue", row)
+    if not repeats:
+        again = repeated(row * (len(catalogue) + 1) + track) & (track >= 0)
+        faults.add_rows(column, again, ids, flat,
+                        "a track once in a session (or declare that this service repeats tracks)", row)
+    names = pa.array(modes, pa.string())
+    mode = codes(table["mode"], names)
+    if not len(catalogue) or not modes:
+        return
+    allowed_KM = np.repeat(mask(pc.is_null(catalogue["modes"]))[:, None], len(modes), axis=1)
+    allowed_mode = codes(pc.list_flatten(catalogue["modes"]), names)
+    allowed_KM[_parents(catalogue["modes"])[allowed_mode >= 0], allowed_mode[allowed_mode >= 0]] = True
+    bad = (track >= 0) & (mode[row] >= 0)
+    bad[bad] = ~allowed_KM[track[bad], mode[row][bad]]
+    faults.add_rows(column, bad, ids, flat, "a track whose modes include the mode of the session", row)
+
+
+def _check_finite(column: str, lists: pa.ChunkedArray, ids: pa.Array, null_too: bool, faults: Faults) -> None:
+    flat = pc.list_flatten(lists)
+    bad = ~mask(pc.fill_null(pc.is_finite(flat), null_too))
+    allowed = "finite numbers, or null" if null_too else "finite numbers"
+    faults.add_rows(column, bad, ids, flat, allowed, _parents(lists))
+
+
+def _outside_unit(values: pa.Array | pa.ChunkedArray) -> Bools:
+    """NaN and infinity lie outside, null does not."""
+    return mask(pc.invert(pc.and_(pc.greater_equal(values, 0), pc.less_equal(values, 1))))
+
+
+def _parents(lists: pa.ChunkedArray) -> Ints:
+    return np.asarray(pc.list_parent_indices(lists), dtype=np.int64)
