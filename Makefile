@@ -17,8 +17,8 @@ HASHED := --no-deps --require-hashes --only-binary :all:
 
 # $(call torch,<pip install or pip download>,<options>): the CPU build from where pip is configured to look
 # (a mirror, perhaps); else from PyTorch's own index. The hash makes it the same file.
-torch = $(PIP) $(1) --quiet $(HASHED) $(2) -r $(TORCH) 2>/dev/null \
-	|| $(PIP) $(1) --quiet --timeout 30 --retries 2 $(HASHED) $(2) -r $(TORCH) \
+torch = $(PIP) $(1) -qq $(HASHED) $(2) -r $(TORCH) 2>/dev/null \
+	|| $(PIP) $(1) -qq --timeout 30 --retries 2 $(HASHED) $(2) -r $(TORCH) \
 	   --index-url https://download.pytorch.org/whl/cpu \
 	|| { echo "make: torch's CPU build was found neither where pip is configured to look nor at" \
 	     "https://download.pytorch.org/whl/cpu; is there a network?" >&2; exit 1; }
@@ -46,8 +46,8 @@ $(STAMP):
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "make: $(PYTHON) has no venv;" \
 	  "on Debian and Ubuntu: apt install python3.11-venv" >&2; exit 1; }
 	@$(call torch,install,)
-	@$(PIP) install --quiet $(HASHED) -r $(LOCK)
-	@$(PIP) install --quiet --no-deps --no-index --no-build-isolation --editable .
+	@$(PIP) install -qq $(HASHED) -r $(LOCK)
+	@$(PIP) install -qq --no-deps --no-index --no-build-isolation --editable .
 	@$(PIP) check
 	@touch $@
 
@@ -72,7 +72,7 @@ lock: setup
 	@mkdir -p build/torch
 	@$(call torch,download,--dest build/torch)
 	@grep -o '^torch==[^ ]*' $(TORCH) > build/constraints.txt
-	@CUSTOM_COMPILE_COMMAND="make lock" $(PY) -m piptools compile pyproject.toml --extra dev --upgrade --quiet \
+	@CUSTOM_COMPILE_COMMAND="make lock" $(PY) -m piptools compile pyproject.toml --extra dev --upgrade -qq \
 	  --find-links build/torch --constraint build/constraints.txt --unsafe-package torch --unsafe-package pip \
 	  --generate-hashes --strip-extras --no-emit-find-links --no-emit-index-url --no-emit-trusted-host \
 	  --no-annotate --output-file $(LOCK)

@@ -1,0 +1,24 @@
+"""One command for every stage: python train.py stage=dpo; --help lists stages and settings."""
+
+import sys
+
+from amrs.config import ConfigError, help_text, parse
+
+
+def main(argv: list[str]) -> int:
+    """Refuse wrong settings at once; torch and lightning are imported only after that."""
+    try:
+        if (text := help_text(argv)) is not None:
+            print(text)
+            return 0
+        arguments = parse(argv)
+    except ConfigError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    from amrs.stages import run
+
+    return run(arguments.config, dry_run=arguments.dry_run)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
