@@ -1,0 +1,28 @@
+"""What the report measures: pure functions of numpy arrays, all in float64.
+
+`fidelity` scores predictions, `diversity` scores lists of tracks, `intervals` resamples users, and `gains`
+compares a policy with Copycat. A figure that does not exist (one class only, no pair of tracks) is NaN here
+and is left out of the report there.
+"""
+
+from amrs.metrics.diversity import DIVERSITY, Lists, equal_lengths, unit
+from amrs.metrics.fidelity import auroc, coverage, crps, ece, interval_from_cdf, mae, r2, within_person_sd
+from amrs.metrics.gains import gain_rows, logged_share
+from amrs.metrics.intervals import (
+    Estimate,
+    auroc_interval,
+    mae_interval,
+    mean_interval,
+    mean_of,
+    r2_interval,
+    r2_of,
+    resampled_users,
+    user_bootstrap,
+    user_sums,
+)
+
+__all__ = [
+    "DIVERSITY", "Estimate", "Lists", "auroc", "auroc_interval", "coverage", "crps", "ece", "equal_lengths",
+    "gain_rows", "interval_from_cdf", "logged_share", "mae", "mae_interval", "mean_interval", "mean_of", "r2",
+    "r2_interval", "r2_of", "resampled_users", "unit", "user_bootstrap", "user_sums", "within_person_sd",
+]  # fmt: skip

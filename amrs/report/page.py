@@ -1,0 +1,162 @@
+"""The page: one self-contained HTML file, from the rows and the provenance of a report."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+from omegaconf import OmegaConf
+
+from amrs.report import figures, tables, words
+from amrs.report.figures import Panel
+from amrs.report.rows import Report
+from amrs.report.tables import Table
+
+_KNOWN = {"title", "data", "config", "commands", "notes"}
+
+
+class Part(NamedTuple):
+    """A figure of several panels or a table, with the paragraph that explains it."""
+
+    text: str
+    panels: list[Panel]
+    tables: list[Table]
+    legend: str = ""
+
+
+class Chapter(NamedTuple):
+    """A heading and what stands below it."""
+
+    anchor: str
+    title: str
+    text: str
+    parts: list[Part]
+
+
+def render(report: Report) -> str:
+    """The whole page as HTML text. Nothing in it comes from a network, and all text is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    environment.filters["svg"] = Markup
+    style = Markup((Path(__file__).parent / "page.css").read_text(encoding="utf-8"))
+    provenance = report.provenance
+    return environment.get_template("page.html.j2").render(
+        style=style,
+        title=provenance.get("title", "Affective music recommendation: what was learned offline"),
+        stressed=bool(report.find(section="gate")),
+        realised=bool(report.find(section="realised")),
+        findings=_findings(report),
+        chapters=[chapter for chapter in _chapters(report) if chapter.parts],
+        notes=list(provenance.get("notes", [])),
+        commands=list(provenance.get("commands", [])),
+        config=_text(provenance.get("config")),
+        records=[(key.replace("_", " ").capitalize(), _pairs(value)) for key, value in provenance.items()
+                 if key not in _KNOWN],
+        figures_in_file=len(report.rows),
+    )  # fmt: skip
+
+
+def _findings(report: Report) -> list[tuple[str, list[words.Finding]]]:
+    groups = [
+        ("Does DPO leave listeners better off than Copycat?", words.gain_findings(report)),
+        ("Can the world model be believed?", words.model_findings(report)),
+        ("Does everyone get the same few tracks?", words.diversity_findings(report)),
+    ]
+    return [(title, found) for title, found in groups if found]
+
+
+def _chapters(report: Report) -> list[Chapter]:
+    data = tables.data_table(report.provenance.get("data", []))
+    return [
+        Chapter("data", "The data", "", _parts(("", [], data))),
+        Chapter("model", "Can the world model be believed?", _MODEL, _parts(
+            (_FIT, figures.fidelity_panels(report), tables.fidelity_table(report)),
+            (_REST, [], tables.fidelity_rest(report)),
+            ("", [], tables.fidelity_groups(report)),
+            ("", [], tables.ablation_table(report)),
+        )),
+        Chapter("policies", "What do the policies do?", _POLICIES, _parts(
+            (_GAIN, figures.gain_panels(report), tables.gain_table(report), "ways"),
+            (_GROUPS, figures.group_panels(report), tables.gain_groups(report)),
+            (_PLANE, figures.plane_panels(report), tables.diversity_table(report)),
+            ("", [], tables.mean_table(report)),
+        )),
+        Chapter("truth", "Do predicted gains come true?", _TRUTH,
+                _parts((_DIAGONAL, figures.truth_panels(report), None, "ways"))),
+    ]  # fmt: skip
+
+
+def _parts(*given: tuple[Any, ...]) -> list[Part]:
+    """The parts that hold anything."""
+    parts = []
+    for text, panels, table, *legend in given:
+        if panels or table:
+            parts.append(Part(text, panels, [table] if table else [], legend[0] if legend else ""))
+    return parts
+
+
+def _text(value: Any) -> str:
+    """A config as YAML text."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else OmegaConf.to_yaml(OmegaConf.create(value))
+
+
+def _pairs(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested plain data as (dotted name, text)."""
+    if isinstance(value, Mapping):
+        return [pair for key, inner in value.items() for pair in _pairs(inner, f"{prefix}.{key}".lstrip("."))]
+    if isinstance(value, (list, tuple)):
+        return [(prefix, ", ".join(map(str, value)))]
+    return [(prefix, "none" if value is None else str(value))]
+
+
+_MODEL = (
+    "Every policy below was trained and judged inside a learned model of listeners. It was fitted to "
+    "training users and is scored here on users it has never seen (strict cold start), beside what a "
+    "careful statistician would use instead. Much of a high R2 is the person and the mood before the "
+    "session; the gap to the track-blind model is what knowing the tracks adds, and only that part can "
+    "choose music."
+)
+_FIT = (
+    "R2 is the share of variance explained about the mean of the training users, so 0 means no better than "
+    "that mean and less than 0 worse. AUROC is the chance that a liked track scores above a disliked one. "
+    "Lines are 95 % intervals that draw users, not sessions."
+)
+_REST = (
+    "MAE is the mean absolute error in scale points. CRPS scores the whole predictive distribution (lower "
+    "is better). Coverage is the share of observations inside the central predictive interval: it should "
+    "equal the interval's level. ECE is the mean gap between predicted and observed shares over ten bins "
+    "of equal count."
+)
+_POLICIES = (
+    "Copycat imitates the service that made the logs; every gain is a difference to it for the same "
+    "sessions of held-out users. Scales run from 0 to 1. Valence, engagement and rating count upwards; "
+    "arousal counts upwards in energize and downwards in calm and sleep, and modes without a direction are "
+    "left out. Modes weigh as in the logs."
+)
+_GAIN = (
+    "Three ways of knowing a gain. Realised: the expected signals under the platform's true dynamics "
+    "(synthetic platform only). Judge: a world model trained on users that labelled no training pair. "
+    "Labeller: the world model that made the training pairs, whose own figure is expected to flatter the "
+    "policy that it trained."
+)
+_GROUPS = (
+    "The same gain for each cohort and mode. Small groups have wide intervals: read those, not the dots."
+)
+_PLANE = (
+    "What a gain costs. KL measures how far a policy moved from Copycat; the effective number of tracks is "
+    "exp(entropy) of everything it recommended. A good policy gains upwards without moving far right in "
+    "the first panel or far left in the second."
+)
+_TRUTH = (
+    "On the synthetic platform the truth is known, so the judge's and the labeller's predictions can be "
+    "checked."
+)
+_DIAGONAL = (
+    "On the dashed diagonal a prediction came true; below it (for gains above 0) the gain was promised but "
+    "not delivered. Names stand at the judge's points."
+)

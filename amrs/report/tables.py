@@ -1,0 +1,203 @@
+"""Tables of the page: rows of a report laid out for reading. Only the mean over splits is shown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from amrs.report.rows import MODELS, POLICIES, Report, Row
+from amrs.report.words import GAIN_SECTIONS, MAIN_FIT, cell, counts, label, number, subjects
+
+
+class Cell(NamedTuple):
+    """A table cell: its text, its interval (dimmed on the page), and a share in percent drawn as a bar."""
+
+    text: str
+    interval: str = ""
+    share: float | None = None
+
+
+class Table(NamedTuple):
+    """A table with its caption; the first `heads` columns name the row."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    heads: int = 1
+
+
+def data_table(lines: Sequence[Mapping[str, Any]]) -> Table | None:
+    """The data by group, as `provenance["data"]` gives it: any columns; "share..." and "missing..." in
+    percent."""
+    if not lines:
+        return None
+    columns = list(dict.fromkeys(key for line in lines for key in line))
+    header = [column.replace("_", " ").capitalize() for column in columns]
+    rows = [[_datum(column, line.get(column)) for column in columns] for line in lines]
+    return Table("Who and what was logged", header, rows)
+
+
+def fidelity_table(report: Report) -> Table | None:
+    """World model and baselines, by each signal's main figure."""
+    return _grid(report, "fidelity", MODELS, MAIN_FIT, "Fit on held-out users, with 95 % intervals by user")
+
+
+def fidelity_rest(report: Report) -> Table | None:
+    """Every other figure of fit."""
+    rows = report.find(section="fidelity")
+    pairs = list(
+        dict.fromkeys((row.signal, row.metric) for row in rows if (row.signal, row.metric) not in MAIN_FIT)
+    )
+    signals = [signal for signal, _ in MAIN_FIT]
+    pairs.sort(key=lambda pair: (signals.index(pair[0]) if pair[0] in signals else 9, pair[1]))
+    return _grid(report, "fidelity", MODELS, pairs, "Error and calibration on held-out users")
+
+
+def ablation_table(report: Report) -> Table | None:
+    """The world model with parts taken away."""
+    if not any(name.startswith("ablation:") for name in subjects(report, "fidelity", ("ablation",))):
+        return None
+    return _grid(report, "fidelity", ("world_model", "ablation"), MAIN_FIT, "What each part contributes")
+
+
+def fidelity_groups(report: Report) -> Table | None:
+    """The world model's fit by cohort, mode and what is known."""
+    rows = [
+        row for row in report.rows if row.section == "fidelity" and row.subject == "world_model" and
+        row.split == "mean" and row.group != "all" and (row.signal, row.metric) in MAIN_FIT
+    ]  # fmt: skip
+    return _by_group(rows, MAIN_FIT, "Fit of the world model by group")
+
+
+def gain_table(report: Report) -> Table | None:
+    """Each policy's gain over Copycat for each signal: realised and predicted side by side."""
+    shown = [section for section in GAIN_SECTIONS if report.find(section=section, metric="gain")]
+    if not shown:
+        return None
+    lead = shown[0]
+    rows = []
+    for signal in ("valence", "arousal", "engagement", "rating", "utility"):
+        names = dict.fromkeys(name for section in shown for name in subjects(report, section, POLICIES))
+        for name in names:
+            keys: dict[str, str | int] = {"subject": name, "signal": signal}
+            found = [report.one(section=section, metric="gain", **keys) for section in shown]
+            if not any(found):
+                continue
+            extra = [
+                report.one(section=lead, metric=metric, **keys) for metric in ("gain_sd", "relative_gain")
+            ]
+            n = counts([row for row in found if row])
+            rows.append([Cell(label(signal)), Cell(label(name)), *map(_cell, found), *map(_cell, extra),
+                         Cell(n.removeprefix("n = "))])  # fmt: skip
+    basis = label(lead).lower()
+    header = [
+        "Signal",
+        "Policy",
+        *map(label, shown),
+        f"In within-person sd ({basis})",
+        f"Relative ({basis})",
+        "n",
+    ]
+    return Table("Gain over Copycat in scale points, with 95 % intervals by user", header, rows, heads=2)
+
+
+def gain_groups(report: Report) -> Table | None:
+    """DPO's gain by cohort and mode, by the best way of knowing that there is."""
+    section = lead_section(report)
+    rows = [
+        row for row in report.rows
+        if row.section == section and row.subject == "dpo" and row.metric == "gain" and row.split == "mean"
+        and row.group != "all"
+    ]  # fmt: skip
+    pairs = [(signal, "gain") for signal in ("valence", "arousal", "engagement", "rating")]
+    return _by_group(rows, pairs, f"Gain of DPO over Copycat by group, {label(section).lower()}")
+
+
+def mean_table(report: Report) -> Table | None:
+    """The mean of each signal under each policy."""
+    section = lead_section(report)
+    pairs = [(signal, "mean") for signal in ("valence", "arousal", "engagement", "rating", "utility")]
+    return _grid(report, section, POLICIES, pairs, f"Mean of each signal, {label(section).lower()}")
+
+
+def diversity_table(report: Report) -> Table | None:
+    """Diversity and drift of each policy at equal numbers of recommendations."""
+    metrics = ("effective_tracks", "catalogue_coverage", "entropy", "intra_list", "between_listeners", "gini",
+               "artist_entropy", "novelty", "repeat_rate", "kl")  # fmt: skip
+    pairs = [("all", metric) for metric in metrics]
+    table = _grid(report, "diversity", POLICIES, pairs, "Diversity at equal numbers of recommendations")
+    if table is None:
+        return None
+    base = report.one(section="diversity", subject="copycat", metric="effective_tracks")
+    if base is None or base.value <= 0:
+        return table
+    rows = []
+    for name, line in zip(subjects(report, "diversity", POLICIES), table.rows, strict=True):
+        row = report.one(section="diversity", subject=name, metric="effective_tracks")
+        share = Cell(f"{100 * row.value / base.value:.0f} %") if row else Cell("")
+        rows.append([line[0], share, *line[1:]])
+    return table._replace(
+        header=[table.header[0], "Effective tracks, of Copycat's", *table.header[1:]], rows=rows
+    )
+
+
+def lead_section(report: Report) -> str:
+    """Realised where the truth is known, else the judge's prediction."""
+    return next((name for name in GAIN_SECTIONS if report.find(section=name)), GAIN_SECTIONS[0])
+
+
+def _grid(
+    report: Report, section: str, kind: Sequence[str], pairs: Sequence[tuple[str, str]], caption: str
+) -> Table | None:
+    """Subjects down, (signal, metric) across; columns without rows are left out."""
+    found = {pair: report.find(section=section, signal=pair[0], metric=pair[1]) for pair in pairs}
+    shown = [pair for pair in pairs if found[pair]]
+    names = subjects(report, section, kind)
+    if not shown or not names:
+        return None
+    header = ["Model" if kind[0] == MODELS[0] else "Policy"]
+    for signal, metric in shown:
+        words = (
+            label(metric)
+            if signal == "all"
+            else label(signal)
+            if metric == "mean"
+            else f"{label(signal)} {label(metric)}"
+        )
+        header.append(f"{words} ({counts(found[signal, metric])})")
+    by_key = {(row.subject, row.signal, row.metric): row for rows in found.values() for row in rows}
+    rows = [[Cell(label(name)), *(_cell(by_key.get((name, *pair))) for pair in shown)] for name in names]
+    keep = [line for line in rows if any(entry.text for entry in line[1:])]
+    return Table(caption, header, keep)
+
+
+def _by_group(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], caption: str) -> Table | None:
+    groups = sorted({row.group for row in rows}, key=lambda name: (name.partition(":")[0], name))
+    shown = [pair for pair in pairs if any((row.signal, row.metric) == pair for row in rows)]
+    if not groups or not shown:
+        return None
+    by_key = {(row.group, row.signal, row.metric): row for row in rows}
+    header = ["Group"]
+    for signal, metric in shown:
+        header += [f"{label(signal)} {'gain' if metric == 'gain' else label(metric)}", "n"]
+    lines = []
+    for group in groups:
+        line = [Cell(label(group))]
+        for pair in shown:
+            row = by_key.get((group, *pair))
+            line += [_cell(row), Cell(f"{row.n:,}" if row else "")]
+        lines.append(line)
+    return Table(caption, header, lines)
+
+
+def _cell(row: Row | None) -> Cell:
+    text, _, interval = cell(row).partition(" [")
+    return Cell(text, f"[{interval}" if interval else "")
+
+
+def _datum(column: str, value: Any) -> Cell:
+    if value is None:
+        return Cell("")
+    if column.startswith(("share", "missing")) and isinstance(value, (int, float)):
+        return Cell(f"{100 * value:.1f} %", share=100.0 * value)
+    if isinstance(value, float):
+        return Cell(f"{value:,.0f}" if value.is_integer() else number(value, column))
+    return Cell(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))

@@ -1,0 +1,201 @@
+"""Names, numbers and conclusions in words, and the short table for a terminal."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from amrs.report.rows import MODELS, POLICIES, Report, Row
+
+LABELS = {
+    "world_model": "World model", "track_blind": "World model, track-blind",
+    "persistence_pre": "Copy the pre-session report", "persistence_last": "Copy the last report",
+    "user_mean": "Running mean of the user", "ridge": "Ridge regression", "boosting": "Gradient boosting",
+    "random": "Random", "popularity": "Popularity", "production": "Production", "copycat": "Copycat",
+    "greedy": "Greedy", "boltzmann": "Boltzmann", "soft_boltzmann": "Soft-Q Boltzmann",
+    "best_of_n": "Best of N", "dpo": "DPO", "realised": "Realised", "predicted": "Predicted by the judge",
+    "predicted_labeller": "Predicted by the labeller", "r2": "R2", "mae": "MAE", "auroc": "AUROC",
+    "ece": "ECE", "crps": "CRPS", "coverage_50": "Coverage of 50 %", "coverage_80": "Coverage of 80 %",
+    "coverage_95": "Coverage of 95 %", "catalogue_coverage": "Catalogue coverage",
+    "entropy": "Entropy (normalised)", "effective_tracks": "Effective tracks",
+    "intra_list": "Inside a session", "gini": "Gini", "artist_entropy": "Artist entropy",
+    "novelty": "Novelty (bits)", "repeat_rate": "Repeat rate", "between_listeners": "Between listeners",
+    "kl": "KL to Copycat (nats a track)", "all": "All",
+}  # fmt: skip
+GAIN_SECTIONS = ("realised", "predicted", "predicted_labeller")
+MAIN_FIT = (("valence", "r2"), ("arousal", "r2"), ("engagement", "r2"), ("rating", "auroc"))
+"""The figure by which each signal's predictions are first judged."""
+_SIGNED = {"gain", "gain_sd", "gain_over_production"}
+_DECIMALS = {"effective_tracks": 0, "novelty": 2, "gain": 4, "gain_over_production": 4}
+
+
+class Finding(NamedTuple):
+    """One conclusion: what about, the word for it, and the figures it rests on."""
+
+    topic: str
+    tag: str
+    text: str
+
+
+def label(name: str) -> str:
+    """A subject, section, metric or group in words: `dpo:credited` becomes "DPO (credited)"."""
+    head, _, rest = name.partition(":")
+    if head in ("cohort", "mode", "known"):
+        return f"{head.capitalize()}: {rest}"
+    if head == "ablation":
+        return f"Without {rest.replace('_', ' ')}"
+    words = LABELS.get(head, head.replace("_", " ").capitalize())
+    return f"{words} ({rest.replace(':', ', ')})" if rest else words
+
+
+def number(value: float, metric: str) -> str:
+    """A figure with the decimals and sign its metric deserves; `relative_gain` in percent."""
+    if metric == "relative_gain":
+        return f"{100 * value:+.1f} %"
+    decimals = _DECIMALS.get(metric, 3)
+    text = f"{value:{'+' if metric in _SIGNED else ''},.{decimals}f}"
+    return text.replace("-", "+" if metric in _SIGNED else "") if float(text.replace(",", "")) == 0 else text
+
+
+def cell(row: Row | None) -> str:
+    """A figure and its interval as one cell; empty where there is no row."""
+    if row is None:
+        return ""
+    if row.low is None or row.high is None:
+        return number(row.value, row.metric)
+    low, high = number(row.low, row.metric), number(row.high, row.metric)
+    return f"{number(row.value, row.metric)} [{low}, {high}]"
+
+
+def counts(rows: Iterable[Row]) -> str:
+    """Numbers of observations of some rows: "n = 812", or their range."""
+    found = sorted({row.n for row in rows})
+    if not found:
+        return ""
+    return f"n = {found[0]:,}" if len(found) == 1 else f"n = {found[0]:,} to {found[-1]:,}"
+
+
+def subjects(report: Report, section: str, kind: Sequence[str]) -> list[str]:
+    """Subjects of a section that are of a kind, in the kind's order, variants after their head."""
+    found = {row.subject for row in report.rows if row.section == section and row.split == "mean"}
+    rank = {name: index for index, name in enumerate(kind)}
+    mine = [name for name in found if name.partition(":")[0] in rank]
+    return sorted(mine, key=lambda name: (rank[name.partition(":")[0]], name))
+
+
+def direction(row: Row) -> str:
+    """What an interval says about 0, in a word."""
+    if row.low is None or row.high is None:
+        return "no interval"
+    return "better" if row.low > 0 else "worse" if row.high < 0 else "cannot tell"
+
+
+def gain_findings(report: Report, subject: str = "dpo") -> list[Finding]:
+    """For each signal and each way of knowing, whether the gain's interval excludes 0."""
+    why = {
+        "better": "the whole interval lies above 0", "worse": "the whole interval lies below 0",
+        "cannot tell": "the interval holds 0", "no interval": "too few users for an interval",
+    }  # fmt: skip
+    found = []
+    for signal in ("valence", "arousal", "engagement", "rating"):
+        for section in GAIN_SECTIONS:
+            row = report.one(section=section, subject=subject, signal=signal, metric="gain")
+            if row is not None:
+                tag = direction(row)
+                topic = f"{label(signal)}, {label(section).lower()}"
+                found.append(Finding(topic, tag, f"{cell(row)} {row.unit}, n = {row.n:,}: {why[tag]}."))
+    return found
+
+
+def model_findings(report: Report) -> list[Finding]:
+    """For each signal, the world model beside the best baseline and its track-blind self."""
+    found = []
+    for signal, metric in MAIN_FIT:
+        rows = {row.subject: row for row in report.find(section="fidelity", signal=signal, metric=metric)}
+        model = rows.get("world_model")
+        others = [
+            row for name, row in rows.items() if name in MODELS and name not in ("world_model", "track_blind")
+        ]
+        if model is None or not others:
+            continue
+        best = max(others, key=lambda row: row.value)
+        tag = "above baselines" if model.value > best.value else "not above baselines"
+        text = (
+            f"{label(metric)} {cell(model)}; best baseline here, {label(best.subject).lower()}: {cell(best)}"
+        )
+        blind = rows.get("track_blind")
+        text += f"; without the session's tracks: {cell(blind)}." if blind is not None else "."
+        found.append(Finding(label(signal), tag, text))
+    return found
+
+
+def diversity_findings(report: Report) -> list[Finding]:
+    """How much of Copycat's effective number of tracks DPO and Greedy keep."""
+    base = report.one(section="diversity", subject="copycat", metric="effective_tracks")
+    found = []
+    for subject in ("dpo", "greedy"):
+        row = report.one(section="diversity", subject=subject, metric="effective_tracks")
+        if row is not None and base is not None and base.value > 0:
+            share = row.value / base.value
+            tag = "kept" if share >= 0.9 else "collapsed" if share < 0.5 else "reduced"
+            text = f"{cell(row)} effective tracks, {100 * share:.0f} % of Copycat's {cell(base)}."
+            found.append(Finding(f"Diversity under {label(subject)}", tag, text))
+    return found
+
+
+def terminal_table(report: Report) -> str:
+    """The main figures as plain text of at most 110 columns."""
+    blocks = []
+    fit = [pair for pair in MAIN_FIT if report.find(section="fidelity", signal=pair[0], metric=pair[1])]
+    if fit:
+        header = ["held-out fit", *(f"{signal} {label(metric)}" for signal, metric in fit)]
+        blocks.append([header, *(
+            [label(name), *(_short(report, "fidelity", name, *pair) for pair in fit)]
+            for name in subjects(report, "fidelity", MODELS)
+        )])  # fmt: skip
+    for section in GAIN_SECTIONS:
+        names = [name for name in subjects(report, section, POLICIES) if name != "copycat"]
+        signals = [
+            s
+            for s in ("valence", "arousal", "rating")
+            if report.find(section=section, signal=s, metric="gain")
+        ]
+        if names and signals:
+            header = [f"gain, {label(section).lower()}", *signals]
+            blocks.append([header, *(
+                [label(name), *(_short(report, section, name, signal, "gain") for signal in signals)]
+                for name in names
+            )])  # fmt: skip
+    names = subjects(report, "diversity", POLICIES)
+    if names:
+        shown = [
+            m
+            for m in ("effective_tracks", "catalogue_coverage", "kl")
+            if report.find(section="diversity", metric=m)
+        ]
+        header = ["diversity", *(label(metric) for metric in shown)]
+        blocks.append([header, *(
+            [label(name), *(_short(report, "diversity", name, "all", metric) for metric in shown)] for name
+            in names
+        )])  # fmt: skip
+    return "\n\n".join(_align(block) for block in blocks) or "The report holds no figures yet."
+
+
+def _short(report: Report, section: str, subject: str, signal: str, metric: str) -> str:
+    """A figure and half its interval's width."""
+    row = report.one(section=section, subject=subject, signal=signal, metric=metric)
+    if row is None:
+        return "-"
+    if row.low is None or row.high is None or not math.isfinite(row.high - row.low):
+        return number(row.value, metric)
+    half = number((row.high - row.low) / 2, metric).lstrip("+")
+    return f"{number(row.value, metric)} +-{half}"
+
+
+def _align(block: list[list[str]]) -> str:
+    widths = [max(len(line[column]) for line in block) for column in range(len(block[0]))]
+    lines = [
+        "  ".join(text.ljust(width) if index == 0 else text.rjust(width)
+                  for index, (text, width) in enumerate(zip(line, widths, strict=True)))
+        for line in block
+    ]  # fmt: skip
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -1,0 +1,286 @@
+"""The report: rows are checked, the file round-trips, and the page is whole, self-contained and fits its screen."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from amrs.report import Report, ReportError, Row, finite_rows, load, terminal_table
+from amrs.report.words import number
+
+FIT = {"world_model": 0.42, "track_blind": 0.36, "persistence_pre": 0.12, "persistence_last": -0.05,
+       "user_mean": 0.21, "ridge": 0.33, "boosting": 0.37}  # fmt: skip
+# policy: (valence gain, arousal gain, effective tracks, KL)
+PLAYED = {"random": (-0.021, -0.012, 4100.0, 2.9), "popularity": (-0.004, 0.001, 310.0, 1.1),
+          "production": (0.0012, 0.0006, 2050.0, 0.09), "copycat": (0.0, 0.0, 1900.0, 0.0),
+          "greedy": (0.041, 0.033, 22.0, 6.4), "dpo": (0.0171, 0.0104, 1815.0, 0.048)}  # fmt: skip
+
+
+def row(**changes):
+    given = {"section": "realised", "subject": "dpo", "signal": "valence", "metric": "gain", "split": "mean",
+             "group": "all", "value": 0.017, "low": 0.009, "high": 0.025, "n": 812, "unit": "scale points"}  # fmt: skip
+    return Row(**{**given, **changes})
+
+
+def around(value, half):
+    return {"value": value, "low": value - half, "high": value + half}
+
+
+def fidelity_rows():
+    rows = []
+    for subject, r2 in FIT.items():
+        for signal, shift, metric in (("valence", 0, "r2"), ("arousal", -0.05, "r2"), ("engagement", -0.1, "r2"),
+                                      ("rating", 0.35, "auroc")):  # fmt: skip
+            if subject == "persistence_pre" and signal in ("engagement", "rating"):
+                continue
+            keys = {"section": "fidelity", "subject": subject, "signal": signal, "unit": "fraction", "n": 743}
+            rows.append(row(**keys, metric=metric, **around(r2 + shift, 0.04)))
+            if signal in ("valence", "arousal") and subject in ("world_model", "track_blind"):
+                rows += [row(**keys, metric="mae", **around(0.11 - 0.02 * r2, 0.004)),
+                         row(**keys, metric="crps", **around(0.08 - 0.02 * r2, 0.003)),
+                         row(**keys, metric="coverage_80", **around(0.79, 0.02))]  # fmt: skip
+            if subject == "world_model":
+                rows += [row(**{**keys, "n": 60 + 90 * i}, metric=metric, group=group, **around(r2 + shift, 0.09))
+                         for i, group in enumerate(("cohort:clinical", "cohort:consumer", "mode:calm"))]  # fmt: skip
+    return rows
+
+
+def policy_rows(sections=("realised", "predicted", "predicted_labeller")):
+    rows = []
+    for subject, (valence, arousal, tracks, kl) in PLAYED.items():
+        for scale, section in zip((1.0, 0.85, 1.4), sections, strict=False):
+            for signal, gain in (("valence", valence), ("arousal", arousal), ("engagement", -valence / 9),
+                                 ("rating", -valence / 3)):  # fmt: skip
+                keys = {"section": section, "subject": subject, "signal": signal}
+                rows.append(row(**keys, metric="mean", **around(0.58 + scale * gain, 0.01)))
+                if subject == "copycat":
+                    continue
+                rows += [row(**keys, metric="gain", **around(scale * gain, 0.005)),
+                         row(**keys, metric="gain_sd", **around(scale * gain / 0.12, 0.05), unit="within-person sd"),
+                         row(**keys, metric="relative_gain", **around(scale * gain / 0.58, 0.01), unit="fraction")]  # fmt: skip
+                groups = ("cohort:clinical", "cohort:consumer", "mode:calm", "mode:energize", "mode:sleep")
+                rows += [row(**keys, metric="gain", group=group, **{**around(scale * gain, 0.011), "n": 130 + 40 * i})
+                         for i, group in enumerate(groups)]  # fmt: skip
+        for metric, value, half in (("effective_tracks", tracks, tracks * 0.05), ("catalogue_coverage", tracks / 5990, 0.01),
+                                    ("entropy", math.log(tracks) / math.log(5990), 0.01), ("intra_list", 0.71, 0.02),
+                                    ("gini", 0.6, 0.03), ("kl", kl, kl * 0.1)):  # fmt: skip
+            rows.append(row(section="diversity", subject=subject, signal="all", metric=metric, unit="", **around(value, half)))
+    return rows
+
+
+PROVENANCE = {
+    "data": [
+        {"group": "All", "users": 939, "sessions": 8784, "plays": 87811, "share_clinical": 0.331,
+         "missing_valence": 0.412, "missing_arousal": 0.42, "missing_rating": 0.871, "mean_valence": 0.583},
+        {"group": "Cohort: clinical", "users": 311, "sessions": 2904, "plays": 30122, "share_clinical": 1.0,
+         "missing_valence": 0.37, "missing_arousal": 0.38, "missing_rating": 0.951, "mean_valence": 0.521},
+        {"group": "Mode: sleep", "users": 402, "sessions": 1502, "plays": 15002, "missing_valence": 0.5},
+    ],
+    "config": {"stage": "evaluate", "seed": 0, "dpo": {"beta": 1.0, "kl_budget": 0.05}},
+    "versions": {"python": "3.11.9", "torch": "2.13.0", "lightning": "2.6.6"},
+    "seeds": {"seed": 0, "data.split.seed": 0},
+    "fingerprints": {"data": "9c1e" * 16, "world_model": "77ab" * 16},
+    "commands": ["python train.py stage=evaluate experiment=demo trainer.max_steps=200 model.width=64 evaluate.splits=1"],
+    "notes": ["Intervals draw users 1,000 times.", "A note with <b>markup</b> & signs."],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def full():
+    return Report(fidelity_rows() + policy_rows(), PROVENANCE)
+
+
+@pytest.fixture(scope="module")
+def page(full, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    full.save(folder)
+    return folder / "report.html"
+
+
+class Outline(HTMLParser):
+    """Tags that were opened and not closed, addresses, headings, and table cells."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.links, self.faults, self.headings, self.images = [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.links += [value for key, value in attrs if key in ("src", "href", "action") and value]
+        if given.get("role") == "img":
+            self.images.append(given.get("aria-label", ""))
+        if tag not in ("meta", "link", "br", "img", "input"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(tag)
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "h2":
+            self.headings.append(data)
+
+
+def test_a_saved_report_loads_with_the_same_rows_and_provenance(full, page):
+    again = load(page.parent)
+    assert again.rows == full.rows
+    assert again.provenance == full.provenance
+    assert set(json.loads((page.parent / "report.json").read_text())) == {"provenance", "rows"}
+    assert sorted(path.name for path in page.parent.iterdir()) == ["report.html", "report.json"]
+
+
+def test_two_rows_that_share_all_keys_are_refused():
+    with pytest.raises(ReportError, match="two rows share all keys: realised/dpo/valence/gain/mean/all"):
+        Report([row(), row(value=0.02)], {})
+    assert len(Report([row(), row(group="mode:calm"), row(split=0)], {}).rows) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"section": "realized"}, "section 'realized' is not one of fidelity"),
+        ({"subject": "dpo2"}, "subject 'dpo2' is not one of"),
+        ({"subject": "ablation"}, "subject 'ablation' is not one of"),
+        ({"metric": "R2"}, "metric 'R2' is not one of r2"),
+        ({"signal": "mood"}, "signal 'mood' is not one of"),
+        ({"group": "clinical"}, "group 'clinical' is not all, cohort:<name>"),
+        ({"split": "0"}, "split '0' is neither"),
+        ({"value": float("nan")}, "value is nan: leave out"),
+        ({"value": None}, "value is None: leave out"),
+        ({"high": None}, "has one end"),
+        ({"low": 0.5, "high": 0.4}, "low first"),
+        ({"low": 0.0, "high": float("inf")}, "two finite numbers"),
+        ({"n": -1}, "n=-1 must be"),
+        ({"n": 3.5}, "n=3.5 must be"),
+    ],
+)
+def test_a_row_that_is_wrong_is_refused_in_words(changes, words):
+    with pytest.raises(ReportError, match=re.escape(words)):
+        Report([row(**changes)], {})
+
+
+@pytest.mark.parametrize("subject", ["ablation:no_mode", "dpo:corrective", "dpo:margin:ipo", "boltzmann"])
+def test_variants_are_subjects(subject):
+    assert Report([row(subject=subject)], {}).rows[0].subject == subject
+
+
+def test_finite_rows_leaves_out_figures_that_do_not_exist_and_intervals_with_them():
+    rows = finite_rows([row(value=float("nan")), row(group="mode:calm", low=float("nan"), high=1.0)])
+    assert rows == [row(group="mode:calm", low=None, high=None)]
+
+
+def test_a_folder_without_a_report_is_refused_in_words(tmp_path):
+    with pytest.raises(ReportError, match=r"holds no report\.json: give the run folder"):
+        load(tmp_path)
+    (tmp_path / "report.json").write_text("[1, 2")
+    with pytest.raises(ReportError, match="is not a report"):
+        load(tmp_path)
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(page, full):
+    before = (page.parent / "report.json").read_text()
+    with pytest.raises(TypeError):
+        Report(full.rows, {"seed": object()}).save(page.parent)
+    assert (page.parent / "report.json").read_text() == before
+    assert len(list(page.parent.iterdir())) == 2
+
+
+def test_the_page_is_well_formed_self_contained_and_small(page):
+    text = page.read_text()
+    outline = Outline(text)
+    assert outline.faults == [] and outline.open == []
+    assert all(link.startswith(("#", "data:")) for link in outline.links)
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert len(text) < 3_000_000
+
+
+def test_the_page_asks_answers_and_says_that_nothing_was_stressed(page):
+    outline = Outline(page.read_text())
+    assert outline.headings == [
+        "What was asked, and the answer so far", "The data", "Can the world model be believed?",
+        "What do the policies do?", "Do predicted gains come true?", "How to reproduce this",
+    ]  # fmt: skip
+    text = page.read_text()
+    assert "Not yet stressed" in text
+    assert "+0.0171 [+0.0121, +0.0221] scale points, n = 812: the whole interval lies above 0." in text
+    assert "python train.py stage=evaluate experiment=demo" in text and "9c1e9c1e" in text
+
+
+def test_every_figure_has_its_numbers_as_text_and_no_placeholder_colour_left(page):
+    outline = Outline(page.read_text())
+    assert len(outline.images) == page.read_text().count("<svg ") == 4 + 2 + 2 + 2 + 2
+    assert all("95 % intervals" in words and re.search(r"-?\d\.\d+ \[", words) for words in outline.images)
+    assert not re.search(r"#0(\d)0\10\1", page.read_text())
+
+
+def test_the_page_escapes_what_it_is_given(page):
+    assert "A note with &lt;b&gt;markup&lt;/b&gt; &amp; signs." in page.read_text()
+    hostile = Report([row(group="mode:<script>x</script>")], {"title": "<script>", "x": {"<i>": "<i>"}, "config": "<u>"})
+    from amrs.report.page import render
+
+    assert not re.search(r"<script>x|<title><script>|<i>|<u>", render(hostile))
+
+
+def test_sections_without_rows_are_left_out():
+    from amrs.report.page import render
+
+    outline = Outline(render(Report(policy_rows(("predicted",)), {})))
+    assert not [h for h in outline.headings if h.startswith(("The data", "Can the world", "Do predicted"))]
+    bare = Outline(render(Report(policy_rows()[:0], {})))
+    assert bare.headings == ["What was asked, and the answer so far", "How to reproduce this"]
+
+
+def test_the_same_report_gives_the_same_page(full, page):
+    from amrs.report.page import render
+
+    assert render(full) == page.read_text()
+
+
+def test_the_terminal_table_holds_the_main_figures_in_110_columns(full):
+    text = terminal_table(full)
+    assert max(map(len, text.splitlines())) <= 110 and text.isascii()
+    assert re.search(r"World model +0\.420 \+-0\.040 +0\.370 \+-0\.040", text)
+    assert re.search(r"DPO +\+0\.0171 \+-0\.0050 +\+0\.0104", text)
+    assert re.search(r"DPO +1,815 \+-91", text)
+    assert "persistence" not in text and "nan" not in text
+
+
+@pytest.mark.parametrize(
+    ("value", "metric", "text"),
+    [(0.01234, "gain", "+0.0123"), (-0.00001, "gain", "+0.0000"), (0.0401, "relative_gain", "+4.0 %"),
+     (1815.4, "effective_tracks", "1,815"), (-0.0001, "r2", "0.000"), (-0.25, "r2", "-0.250")],
+)  # fmt: skip
+def test_numbers_have_the_decimals_and_sign_of_their_metric(value, metric, text):
+    assert number(value, metric) == text
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_fits_its_screen_in_a_browser(page, tmp_path, width):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium on this machine: the page's layout is not checked")
+    # A frame of the wanted width (a window of Chromium is never narrower than 500 px), and a script in the
+    # frame that writes down how far the page reaches and whether any script failed.
+    probe = (
+        "<script>addEventListener('error', e => document.body.dataset.error = e.message);"
+        "addEventListener('load', () => parent.postMessage({wide: document.documentElement.scrollWidth,"
+        "error: document.body.dataset.error || '', copy: document.querySelectorAll('button.copy:not([hidden])').length"
+        "}, '*'));</script>"
+    )
+    (tmp_path / "inner.html").write_text(page.read_text().replace("</head>", probe + "</head>"))
+    (tmp_path / "outer.html").write_text(
+        "<body><p id='found'></p><script>addEventListener('message', e => "
+        "document.getElementById('found').textContent = JSON.stringify(e.data))</script>"
+        f"<iframe src='inner.html' style='width:{width}px;height:900px;border:0'></iframe></body>"
+    )
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+               "--virtual-time-budget=3000", "--dump-dom", (tmp_path / "outer.html").as_uri()]  # fmt: skip
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    measured = json.loads(re.search(r"<p id=\"found\">(.*?)</p>", found)[1])
+    assert measured == {"wide": width, "error": "", "copy": 7}
