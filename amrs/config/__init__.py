@@ -1,8 +1,8 @@
 """Settings: one dataclass a section, and `load(argv)`; nothing here imports torch or lightning."""
 
+from amrs.config.arguments import Arguments, dump, load, parse, to_dict
 from amrs.config.graph import PARENTS, SHARED, STAGES, Config, Stage, accepted, ancestors
 from amrs.config.help import help_text
-from amrs.config.load import Arguments, dump, load, parse, to_dict
 from amrs.config.refusals import ConfigError
 
 __all__ = [

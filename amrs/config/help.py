@@ -4,9 +4,9 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+from amrs.config.arguments import names, read_stage
 from amrs.config.fields import Setting, type_words
 from amrs.config.graph import PARENTS, SHARED, STAGES, Stage, accepted
-from amrs.config.load import names, read_stage
 from amrs.config.refusals import SECTIONS, SETTINGS, listed
 
 WIDTH = 100
@@ -51,16 +51,18 @@ def _picks() -> Iterator[str]:
 
 def _settings(stage: Stage | None) -> Iterator[str]:
     yield "Settings" if stage is None else f"Settings that stage={stage} accepts"
-    section = ""
-    for setting in SETTINGS.values():
-        first = setting.key.split(".")[0]
-        if setting.key == "stage" or (stage is not None and first not in accepted(stage)):
+    for section in ("", *SECTIONS):
+        inside = [s for s in SETTINGS.values() if _section(s.key) == section and s.key != "stage"]
+        if not inside or (section and stage is not None and section.split(".")[0] not in accepted(stage)):
             continue
-        if first in SECTIONS and first != section:
-            section = first
-            yield ""
-            yield f"{section}: {_about(SECTIONS[section])}".rstrip(": ")
-        yield from _setting(setting)
+        if section:
+            yield from ("", f"{section}: {_about(SECTIONS[section])}".rstrip(": "))
+        for setting in inside:
+            yield from _setting(setting)
+
+
+def _section(key: str) -> str:
+    return key.rpartition(".")[0] if key.rpartition(".")[0] in SECTIONS else ""
 
 
 def _about(section: type) -> str:
