@@ -4,6 +4,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3.11
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PY := .venv/bin/python
 # The Python of this machine may sit in another environment: nothing of it may reach ours.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
@@ -19,9 +20,9 @@ HASHED := --no-deps --require-hashes --only-binary :all:
 # (a mirror, perhaps); else from PyTorch's own index. The hash makes it the same file.
 torch = $(PIP) $(1) -qq $(HASHED) $(2) -r $(TORCH) 2>/dev/null \
 	|| $(PIP) $(1) -qq --timeout 30 --retries 2 $(HASHED) $(2) -r $(TORCH) \
-	   --index-url https://download.pytorch.org/whl/cpu \
+	   --index-url $(TORCH_INDEX) \
 	|| { echo "make: torch's CPU build was found neither where pip is configured to look nor at" \
-	     "https://download.pytorch.org/whl/cpu; is there a network?" >&2; exit 1; }
+	     "$(TORCH_INDEX); is there a network? A mirror: make TORCH_INDEX=URL setup" >&2; exit 1; }
 
 .PHONY: help demo test check format setup lock clean
 
