@@ -1,0 +1,149 @@
+"""Raw CSV and Parquet files: columns of text to numbers and times, every unreadable value named."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+
+from amrs.faults import Bools, Faults, LogError
+from amrs.validation import mask
+
+MISSING = ["", "NA", "N/A", "null", "NULL"]
+_NUMBER = r"^-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^(?i:-?(nan|inf|infinity))$"
+_UNITS_MS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A file as it came: CSV columns are all text, Parquet columns have their types."""
+
+    file: Path
+    table: pa.Table
+
+    def column(self, name: str) -> pa.Array:
+        """A column in one chunk; LogError that lists the columns if it is not there."""
+        if name not in self.table.column_names:
+            self.missing(name)
+        return self.table[name].combine_chunks()
+
+    def missing(self, name: str) -> NoReturn:
+        """Say that there is no such column, and which there are."""
+        names = ", ".join(self.table.column_names)
+        raise LogError(f"{self.file}: no column {name}; its columns are {names}")
+
+    def text(self, name: str) -> pa.Array:
+        """A column as strings without surrounding blanks; whole numbers as integers."""
+        array = self.column(name)
+        if pa.types.is_dictionary(array.type):
+            array = array.dictionary_decode()
+        if pa.types.is_floating(array.type) and pc.all(pc.equal(array, pc.floor(array))).as_py():
+            array = array.cast(pa.int64())  # ids of a column with gaps come as floats
+        return pc.utf8_trim_whitespace(array.cast(pa.string()))
+
+
+def read_raw(file: Path, advice: str) -> Raw:
+    """Read a `.csv` or `.parquet` file; `advice` says what to do if it is missing."""
+    if not file.is_file():
+        raise LogError(f"{file.name} is missing in {file.parent}; {advice}")
+    try:
+        if file.suffix == ".parquet":
+            return Raw(file, pa.parquet.read_table(file))
+        if file.suffix == ".csv":
+            return Raw(file, _read_csv(file))
+    except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
+        raise LogError(f"{file} is not a readable {file.suffix[1:]} file in UTF-8: "
+                       f"{type(error).__name__}") from error  # its text could quote a row
+    raise LogError(f"{file}: files of type {file.suffix or 'none'} are not read; allowed: .csv, .parquet")
+
+
+def _read_csv(file: Path) -> pa.Table:
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        names = next(csv.reader(lines), [])
+    if not names or len(set(names)) < len(names):
+        raise LogError(f"{file}: the first line has {', '.join(names) or 'nothing'}; "
+                       "allowed: the names of the columns, each once")
+    broken: list[str] = []
+
+    def skip(row: pyarrow.csv.InvalidRow) -> str:
+        broken.append(f"row {row.number} has {row.actual_columns} cells")
+        return "skip"
+
+    table = pa.csv.read_csv(
+        file,
+        read_options=pa.csv.ReadOptions(use_threads=False),  # only then are rows numbered
+        parse_options=pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
+        convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()),
+                                              null_values=MISSING, strings_can_be_null=True))
+    if broken:
+        more = f", and {len(broken) - 20} more" if len(broken) > 20 else ""
+        raise LogError(f"{file}: {', '.join(broken[:20])}{more}; allowed: {len(names)}, as in the first line")
+    return table
+
+
+def numbers(array: pa.Array) -> tuple[pa.Array, Bools]:
+    """Text or numbers as float64, and where a value is no number (null there)."""
+    if pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_boolean(array.type):
+        return array.cast(pa.float64()), np.zeros(len(array), dtype=bool)
+    text = pc.utf8_trim_whitespace(array.cast(pa.string()))
+    good = pc.match_substring_regex(text, _NUMBER)
+    return pc.if_else(good, text, None).cast(pa.float64()), mask(pc.invert(good))
+
+
+def scaled(array: pa.Array, low: float, high: float, column: str, ids: pa.Array, faults: Faults) -> pa.Array:
+    """Numbers in [low, high] mapped linearly to [0, 1]; others are noted as faults."""
+    value, bad = numbers(array)
+    inside = pc.and_(pc.greater_equal(value, low), pc.less_equal(value, high))
+    bad |= mask(pc.invert(inside))
+    faults.add_rows(column, bad, ids, array, f"a number in [{low:g}, {high:g}], or empty")
+    return pc.divide(pc.subtract(value, low), high - low)
+
+
+def times(array: pa.Array, unit: str | None, form: str | None, zone: str | None) -> tuple[pa.Array, Bools]:
+    """Times as timestamp[ms, UTC], and where a value is none (null there).
+
+    `unit` (s, ms, us) reads numbers since 1970; `form` is a strptime format; without either the text is
+    ISO 8601. A time without offset is local in `zone` (of a time that a clock change repeats, the first);
+    without `zone` it is refused.
+    """
+    missing = mask(pc.is_null(array))
+    if unit:
+        value, bad = numbers(array)
+        value = np.where(bad | missing, np.nan, np.asarray(value, dtype=float)) * _UNITS_MS[unit]
+        bad |= ~missing & ~(np.abs(value) < 1e14)
+        milliseconds = pa.array(np.where(bad | missing, 0, value).astype(np.int64), mask=bad | missing)
+        return milliseconds.cast(pa.timestamp("ms", "UTC")), bad
+    if pa.types.is_timestamp(array.type):
+        series = pd.Series(array.to_pandas())
+        stamps = series if series.dt.tz is not None else _local(series, zone)
+    else:
+        text = pd.Series(array.cast(pa.string()).to_pandas(), dtype=object)
+        zoned = text.str.contains(r"(?:[zZ]|[+-]\d\d:?\d\d)$", na=False) & text.str.contains(":", na=False)
+        form = form or "ISO8601"
+        stamps = _local(pd.to_datetime(text.mask(zoned), format=form, errors="coerce"), zone)
+        exact = pd.to_datetime(text.where(zoned), format=form, errors="coerce", utc=True)
+        stamps = stamps.where(~zoned, exact)
+    stamps = stamps.dt.tz_convert("UTC")
+    result = pa.Array.from_pandas(stamps).cast(pa.timestamp("ms", "UTC"), safe=False)
+    return result, mask(pc.is_null(result)) & ~missing
+
+
+def _local(series: "pd.Series[pd.Timestamp]", zone: str | None) -> "pd.Series[pd.Timestamp]":
+    if zone is None:
+        return pd.Series(pd.NaT, index=series.index, dtype="datetime64[ms, UTC]")
+    first = np.ones(len(series), dtype=bool)
+    local = series.dt.tz_localize(zone, ambiguous=first, nonexistent="shift_forward")
+    return local.dt.tz_convert("UTC")
+
+
+def offsets_min(stamps: pa.Array, zone: str) -> pa.Array:
+    """Local time in `zone` minus UTC, in minutes."""
+    local = pc.local_timestamp(stamps.cast(pa.timestamp("ms", zone)))
+    minutes = pc.divide(pc.subtract(local.cast(pa.int64()), stamps.cast(pa.int64())), 60_000)
+    return minutes.cast(pa.int16())
