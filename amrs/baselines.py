@@ -1,0 +1,144 @@
+"""What a careful statistician would use instead of a world model, on the same users, rows and inputs.
+
+Fitted on training users, tuned on validation users: copies of the last report, a shrunken running mean,
+ridge (logistic for ratings) and gradient boosting on the hand-made features of `features.py`.
+Shape suffixes: M labels of one signal, F features, D embedding size, R its reduced size.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amrs.estimators import Rows, Tuning, linear, loss, trees, tuning_rows
+from amrs.features import Features, History, Known, features
+from amrs.schema import SessionLog
+from amrs.splits import TRAIN
+from amrs.targets import AFFECT, Floats, Target, columns, targets, training_mean
+
+REDUCED = 16
+"""Principal components of the catalogue that the trees see in place of long embeddings."""
+
+SHRINKAGE = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 1e9)
+"""Grid of pseudo-counts of the training mean in a user's running mean."""
+
+
+class Labels(NamedTuple):
+    """One signal's labels with their users' parts, and what the subjects need to predict them."""
+
+    signal: str
+    label: Target
+    train_M: Rows
+    tuning: Tuning
+    mean: float
+    history: History
+    inputs: Features
+    seed: int
+
+    @property
+    def binary(self) -> bool:
+        """Whether the label is 0 or 1, so that a probability is predicted."""
+        return self.signal == "rating"
+
+
+def predict(
+    log: SessionLog,
+    part_S: NDArray[np.int8],
+    known: Known = "tracks",
+    seed: int = 0,
+    subjects: Sequence[str] | None = None,
+    signals: Sequence[str] | None = None,
+) -> dict[str, dict[str, Floats]]:
+    """Predictions of each subject and declared signal, aligned with the rows of `targets(log)[signal]`.
+
+    `part_S` is 0, 1 or 2 (training, validation, test) per session, the same for all sessions of a user.
+    Rows of every part are predicted; NaN where a subject does not apply. Labels of test users reach their
+    own later predictions as history and nothing else. `known` concerns valence and arousal alone.
+    """
+    chosen = tuple(SUBJECTS) if subjects is None else tuple(subjects)
+    if unknown := [name for name in chosen if name not in SUBJECTS]:
+        raise ValueError(f"baseline {unknown[0]!r} does not exist; there are {', '.join(SUBJECTS)}")
+    flat = columns(log)
+    if part_S.shape != flat.user_S.shape:
+        raise ValueError(f"part_S has shape {part_S.shape}, but the log has {len(flat.user_S)} sessions")
+    history, labels = History(flat), targets(log, flat)
+    means = training_mean(labels, part_S)
+    predictions: dict[str, dict[str, Floats]] = {name: {} for name in chosen}
+    for signal, label in labels.items():
+        if signals is not None and signal not in signals:
+            continue
+        part_M = part_S[label.row]
+        task = Labels(
+            signal, label, part_M == TRAIN, tuning_rows(label.user, part_M, seed), means[signal], history,
+            features(history, signal, label, known), seed,
+        )  # fmt: skip
+        for name in chosen:
+            hopeless = not task.train_M.any()
+            value_M = np.full(len(part_M), np.nan) if hopeless else SUBJECTS[name](task)
+            predictions[name][signal] = np.clip(value_M, 0, 1).astype(np.float32)
+    return predictions
+
+
+def persistence_pre(task: Labels) -> Floats:
+    """Copy the report before the session; the training mean where there is none."""
+    if task.signal not in AFFECT:
+        return np.full(len(task.train_M), np.nan, np.float32)
+    pre_M = task.history.flat.session_S[f"pre_{task.signal}"][task.label.row]
+    return np.where(np.isnan(pre_M), task.mean, pre_M).astype(np.float32)
+
+
+def persistence_last(task: Labels) -> Floats:
+    """Copy the user's last value of the signal; the training mean where there is none."""
+    last_M = task.inputs.column(f"{_past(task.signal)}_last")
+    return np.where(np.isnan(last_M), task.mean, last_M).astype(np.float32)
+
+
+def user_mean(task: Labels) -> Floats:
+    """Mean of the user's earlier values, shrunk toward the training mean by a tuned pseudo-count."""
+    count_M = np.expm1(task.inputs.column(f"{_past(task.signal)}_count"))
+    mean_M = np.nan_to_num(task.inputs.column(f"{_past(task.signal)}_mean"))
+
+    def shrunk(k: float) -> Floats:
+        mixed_M: Floats = (count_M * mean_M + k * task.mean) / (count_M + k)
+        return mixed_M
+
+    loss_G = [sum(loss(shrunk(k)[score], task.label.value[score], False) for _, score in task.tuning)
+              for k in SHRINKAGE]  # fmt: skip
+    return shrunk(SHRINKAGE[int(np.argmin(loss_G))])
+
+
+def ridge(task: Labels) -> Floats:
+    """Ridge regression (L2 logistic for ratings) on all features and whole embeddings."""
+    x_MF = np.column_stack([task.inputs.value_QF, *task.inputs.track_QD])
+    return linear(x_MF, task.label.value, task.train_M, task.tuning, task.binary)
+
+
+def boosting(task: Labels) -> Floats:
+    """Gradient boosting on all features and reduced embeddings."""
+    axes_DR = _axes(task.history.embedding_KD)
+    x_MF = np.column_stack([task.inputs.value_QF, *(x_QD @ axes_DR for x_QD in task.inputs.track_QD)])
+    return trees(x_MF, task.label.value, task.train_M, task.tuning, task.binary, task.seed)
+
+
+SUBJECTS: dict[str, Callable[[Labels], Floats]] = {
+    "persistence_pre": persistence_pre,
+    "persistence_last": persistence_last,
+    "user_mean": user_mean,
+    "ridge": ridge,
+    "boosting": boosting,
+}
+"""Names as in the report's rows."""
+
+
+def _past(signal: str) -> str:
+    """Name of the history feature that holds the signal's own earlier values."""
+    return f"post_{signal}" if signal in AFFECT else signal
+
+
+def _axes(embedding_KD: Floats) -> NDArray[np.float64]:
+    """Projection (D, R) on the catalogue's leading principal axes; the axes as they are where D is small."""
+    if embedding_KD.shape[1] <= 1.5 * REDUCED:
+        return np.eye(embedding_KD.shape[1])
+    _, vector_DD = np.linalg.eigh(np.cov(embedding_KD, rowvar=False))
+    return vector_DD[:, ::-1][:, :REDUCED]
