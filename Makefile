@@ -76,7 +76,9 @@ lock: setup
 	@CUSTOM_COMPILE_COMMAND="make lock" $(PY) -m piptools compile pyproject.toml --extra dev --upgrade -qq \
 	  --find-links build/torch --constraint build/constraints.txt --unsafe-package torch --unsafe-package pip \
 	  --generate-hashes --strip-extras --no-emit-find-links --no-emit-index-url --no-emit-trusted-host \
-	  --no-annotate --output-file $(LOCK)
+	  --no-annotate --output-file $(LOCK) 2> >(grep -v 'may be rejected by pip install' >&2 || true)
+	@# pip-compile warns of torch, which is left to $(TORCH).
+	@sed -i '/^# WARNING: The following packages were not pinned/,$$d' $(LOCK)
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
