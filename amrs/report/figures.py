@@ -113,23 +113,30 @@ def plane_panels(report: Report) -> list[Panel]:
     panels = []
     for metric, title in (("kl", "Gain and drift"), ("effective_tracks", "Gain and diversity")):
         across = {row.subject: row for row in report.find(metric=metric, signal="all")}
-        names = [name for name in across if name in gains and across[name].value >= 0]
+        names = [name for name in across if name in gains and name != "copycat"]
         base = across.get("copycat")
-        if len(names) < 2:
+        if not names:
             continue
         figure, axes = _canvas(2.9)
         for name in names:
             _cross(axes, across[name], gains[name], *STYLE[section])
         if metric == "kl":
             axes.set_xscale("symlog", linthresh=0.1)
-            axes.set_xlabel("KL to Copycat (nats a track; linear below 0.1)")
-        else:
-            axes.set_xlabel("effective tracks (dashed: Copycat's)")
-        if base is not None:
-            axes.axvline(base.value, **_DASHED)
+            most = max(across[name].value for name in names)
+            ticks = [tick for tick in (0.0, 0.05, 0.1, 0.3, 1.0, 3.0, 10.0) if tick < 2 * most]
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+            axes.set_xticks([], minor=True)
+        axes.set_xlabel(
+            "KL to Copycat (nats a track; linear below 0.1)" if metric == "kl" else "effective tracks"
+        )
         _line(axes, 0.0, across=True)
         axes.set_ylabel("valence gain (scale points)")
-        _tag(figure, axes, [(label(name), across[name].value, gains[name].value) for name in names])
+        points = [(label(name), across[name].value, gains[name].value) for name in names]
+        if base is not None:  # its gain is 0 by definition
+            axes.axvline(base.value, **_DASHED)
+            axes.plot([base.value], [0.0], "D", color=PLACEHOLDERS["ink"], markersize=5.0, zorder=3)
+            points.append((label("copycat"), base.value, 0.0))
+        _tag(figure, axes, points)
         words = ", ".join(f"{label(name)} {cell(across[name])}" for name in names)
         heading = f"{title}, {counts(gains.values())}"
         panel = _panel(heading, figure, "Valence gain", [gains[name] for name in names])

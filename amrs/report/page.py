@@ -47,6 +47,7 @@ def render(report: Report) -> str:
         style=style,
         title=provenance.get("title", "Affective music recommendation: what was learned offline"),
         stressed=bool(report.find(section="gate")),
+        sentence=words.gain_sentence(report),
         realised=bool(report.find(section="realised")),
         findings=_findings(report),
         chapters=[chapter for chapter in _chapters(report) if chapter.parts],
@@ -71,7 +72,7 @@ def _findings(report: Report) -> list[tuple[str, list[words.Finding]]]:
 def _chapters(report: Report) -> list[Chapter]:
     data = tables.data_table(report.provenance.get("data", []))
     return [
-        Chapter("data", "The data", "", _parts(("", [], data))),
+        Chapter("data", "The data", _DATA, _parts(("", [], data))),
         Chapter("model", "Can the world model be believed?", _MODEL, _parts(
             (_FIT, figures.fidelity_panels(report), tables.fidelity_table(report)),
             (_REST, [], tables.fidelity_rest(report)),
@@ -114,6 +115,10 @@ def _pairs(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     return [(prefix, "none" if value is None else str(value))]
 
 
+_DATA = (
+    "What was logged, before any split. A column that begins with missing is the share without that label; "
+    "missing is left missing, never filled in, and reports are seldom missing at random."
+)
 _MODEL = (
     "Every policy below was trained and judged inside a learned model of listeners. It was fitted to "
     "training users and is scored here on users it has never seen (strict cold start), beside what a "

@@ -139,8 +139,8 @@ def _fault(row: Row) -> str | None:
         if getattr(row, name) not in allowed:
             return f"{name} {getattr(row, name)!r} is not one of {', '.join(allowed)}"
     if row.subject not in MODELS + POLICIES and not _VARIANT.fullmatch(row.subject):
-        allowed = (*MODELS, *POLICIES, "ablation:<name>", "dpo:<sampler>")
-        return f"subject {row.subject!r} is not one of {', '.join(allowed)}"
+        names = (*MODELS, *POLICIES, "ablation:<name>", "dpo:<sampler>")
+        return f"subject {row.subject!r} is not one of {', '.join(names)}"
     if not _GROUP.fullmatch(row.group):
         return f"group {row.group!r} is not all, cohort:<name>, mode:<name> or known:<when>"
     if row.split != "mean" and (not isinstance(row.split, int) or isinstance(row.split, bool)):

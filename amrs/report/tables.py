@@ -84,9 +84,9 @@ def gain_table(report: Report) -> Table | None:
             extra = [
                 report.one(section=lead, metric=metric, **keys) for metric in ("gain_sd", "relative_gain")
             ]
-            n = counts([row for row in found if row])
+            n = counts([row for row in found if row]).removeprefix("n\u00a0=\u00a0")
             rows.append([Cell(label(signal)), Cell(label(name)), *map(_cell, found), *map(_cell, extra),
-                         Cell(n.removeprefix("n = "))])  # fmt: skip
+                         Cell(n)])  # fmt: skip
     basis = label(lead).lower()
     header = [
         "Signal",
@@ -155,13 +155,7 @@ def _grid(
         return None
     header = ["Model" if kind[0] == MODELS[0] else "Policy"]
     for signal, metric in shown:
-        words = (
-            label(metric)
-            if signal == "all"
-            else label(signal)
-            if metric == "mean"
-            else f"{label(signal)} {label(metric)}"
-        )
+        words = label(signal) if metric == "mean" else _of(signal, metric)
         header.append(f"{words} ({counts(found[signal, metric])})")
     by_key = {(row.subject, row.signal, row.metric): row for rows in found.values() for row in rows}
     rows = [[Cell(label(name)), *(_cell(by_key.get((name, *pair))) for pair in shown)] for name in names]
@@ -177,7 +171,7 @@ def _by_group(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], caption: st
     by_key = {(row.group, row.signal, row.metric): row for row in rows}
     header = ["Group"]
     for signal, metric in shown:
-        header += [f"{label(signal)} {'gain' if metric == 'gain' else label(metric)}", "n"]
+        header += [_of(signal, metric), "n"]
     lines = []
     for group in groups:
         line = [Cell(label(group))]
@@ -186,6 +180,14 @@ def _by_group(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], caption: st
             line += [_cell(row), Cell(f"{row.n:,}" if row else "")]
         lines.append(line)
     return Table(caption, header, lines)
+
+
+def _of(signal: str, metric: str) -> str:
+    """A metric of a signal in words: "Valence coverage of 80 %", "Rating AUROC", "Gini"."""
+    words = label(metric)
+    if signal == "all":
+        return words
+    return f"{label(signal)} {words if words.isupper() else words[0].lower() + words[1:]}"
 
 
 def _cell(row: Row | None) -> Cell:

@@ -50,10 +50,10 @@ def label(name: str) -> str:
 def number(value: float, metric: str) -> str:
     """A figure with the decimals and sign its metric deserves; `relative_gain` in percent."""
     if metric == "relative_gain":
-        return f"{100 * value:+.1f} %"
+        return f"{round(100 * value, 1) + 0.0:+.1f} %"
     decimals = _DECIMALS.get(metric, 3)
-    text = f"{value:{'+' if metric in _SIGNED else ''},.{decimals}f}"
-    return text.replace("-", "+" if metric in _SIGNED else "") if float(text.replace(",", "")) == 0 else text
+    value = round(value, decimals) + 0.0  # adding 0 turns -0.0 into 0.0
+    return f"{value:{'+' if metric in _SIGNED else ''},.{decimals}f}"
 
 
 def cell(row: Row | None) -> str:
@@ -67,11 +67,12 @@ def cell(row: Row | None) -> str:
 
 
 def counts(rows: Iterable[Row]) -> str:
-    """Numbers of observations of some rows: "n = 812", or their range."""
+    """Numbers of observations of some rows: "n = 812", or their range; its spaces do not break."""
     found = sorted({row.n for row in rows})
     if not found:
         return ""
-    return f"n = {found[0]:,}" if len(found) == 1 else f"n = {found[0]:,} to {found[-1]:,}"
+    text = f"n = {found[0]:,}" if len(found) == 1 else f"n = {found[0]:,} to {found[-1]:,}"
+    return text.replace(" ", "\u00a0")
 
 
 def subjects(report: Report, section: str, kind: Sequence[str]) -> list[str]:
@@ -90,20 +91,40 @@ def direction(row: Row) -> str:
 
 
 def gain_findings(report: Report, subject: str = "dpo") -> list[Finding]:
-    """For each signal and each way of knowing, whether the gain's interval excludes 0."""
+    """For each signal, whether the gain's interval excludes 0, by each way of knowing; the first decides."""
     why = {
-        "better": "the whole interval lies above 0", "worse": "the whole interval lies below 0",
-        "cannot tell": "the interval holds 0", "no interval": "too few users for an interval",
+        "better": "above 0", "worse": "below 0", "cannot tell": "0 is inside", "no interval": "too few users",
     }  # fmt: skip
     found = []
     for signal in ("valence", "arousal", "engagement", "rating"):
-        for section in GAIN_SECTIONS:
-            row = report.one(section=section, subject=subject, signal=signal, metric="gain")
-            if row is not None:
-                tag = direction(row)
-                topic = f"{label(signal)}, {label(section).lower()}"
-                found.append(Finding(topic, tag, f"{cell(row)} {row.unit}, n = {row.n:,}: {why[tag]}."))
+        rows = [
+            report.one(section=section, subject=subject, signal=signal, metric="gain")
+            for section in GAIN_SECTIONS
+        ]
+        known = [row for row in rows if row is not None]
+        if known:
+            parts = [f"{label(row.section)} {cell(row)} ({why[direction(row)]})" for row in known]
+            found.append(Finding(label(signal), direction(known[0]), f"{'; '.join(parts)}. {counts(known)}."))
     return found
+
+
+def gain_sentence(report: Report, subject: str = "dpo") -> str:
+    """The same in one sentence: "Realised ...: better in valence; cannot tell in arousal." """
+    by_tag: dict[str, list[str]] = {}
+    for finding in gain_findings(report, subject):
+        by_tag.setdefault(finding.tag, []).append(finding.topic.lower())
+    if not by_tag:
+        return ""
+    section = next(
+        name for name in GAIN_SECTIONS if report.find(section=name, subject=subject, metric="gain")
+    )
+    source = {
+        "realised": "On the synthetic platform, where the truth is known",
+        "predicted": "By the judge's prediction, with no truth to check it against",
+    }.get(section, "By the labeller's own prediction, which flatters")
+    parts = [f"{tag} in {' and '.join(by_tag[tag])}" for tag in
+             ("better", "worse", "cannot tell", "no interval") if tag in by_tag]  # fmt: skip
+    return f"{source}, {label(subject)} against Copycat: {'; '.join(parts)}."
 
 
 def model_findings(report: Report) -> list[Finding]:
