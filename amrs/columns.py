@@ -1,5 +1,11 @@
 """Arrow columns of a log: from what an importer hands in to what lies on disk."""
 
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -9,8 +15,10 @@ from datasets import ClassLabel, Features, List
 from amrs.faults import Faults
 from amrs.validation import PLAY_COLUMNS, mask
 
-REQUIRED = {"sessions": ("session_id", "user_id", "started_at", "track_id"),
-            "catalogue": ("track_id", "embedding")}
+REQUIRED = {
+    "sessions": ("session_id", "user_id", "started_at", "track_id"),
+    "catalogue": ("track_id", "embedding"),
+}
 _TIME = pa.timestamp("ms", "UTC")
 
 
@@ -54,7 +62,7 @@ def even_lists(sessions: pa.Table) -> pa.Table:
     return sessions
 
 
-def narrow(table: pa.Table, features: Features) -> pa.Table:
+def _narrow(table: pa.Table, features: Features) -> pa.Table:
     """A checked table in the types of its features, class labels as codes."""
     columns = []
     for name, feature in features.items():
@@ -63,6 +71,30 @@ def narrow(table: pa.Table, features: Features) -> pa.Table:
             array = pc.index_in(array, value_set=pa.array(feature.names, pa.string()), skip_nulls=True)
         columns.append(array.cast(features.arrow_schema.field(name).type))
     return pa.Table.from_arrays(columns, schema=features.arrow_schema)
+
+
+def save(table: pa.Table, features: Features, folder: Path, digest: "hashlib._Hash") -> None:
+    """Write a checked table as a Hugging Face dataset, and add its content to the digest."""
+    table = _narrow(table, features)
+    with pa.ipc.new_stream(_Sink(digest), table.schema) as stream:
+        stream.write_table(table)
+    datasets.disable_progress_bars()
+    dataset = datasets.Dataset(table, info=datasets.DatasetInfo(features=features))
+    dataset.save_to_disk(str(folder), num_shards=1)
+
+
+class _Sink(io.RawIOBase):
+    """A file that keeps only the digest of what is written."""
+
+    def __init__(self, digest: "hashlib._Hash") -> None:
+        self.digest = digest
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        self.digest.update(data)
+        return memoryview(data).nbytes
 
 
 def _named(array: pa.Array, feature: object) -> pa.Array:

@@ -40,19 +40,23 @@ class Faults:
         if len(self.lines) < SHOWN:
             self.lines.append(f"{self.place(column)}, {row}: {value}; allowed: {allowed}")
 
-    def add_rows(self, column: str, bad: Bools, ids: pa.Array, values: Any, allowed: str,
-                 row: Ints | None = None) -> None:
-        """Note a fault for every True in `bad`, whose value is `values[i]` (or one text for all).
+    def add_rows(
+        self, column: str, bad: Bools, ids: pa.Array, values: Any, allowed: str, row: Ints | None = None
+    ) -> None:
+        """Note a fault for every True in `bad`, whose value is `values[i]`, `values(i)` or one text for all.
 
-        `ids` are the session or track ids of the rows; `row` gives the row of each play where
-        `bad` is over plays.
+        `ids` are the session or track ids of the rows; `row` gives the row of each play (or other
+        item of a list) where `bad` is over these.
         """
         where = np.flatnonzero(bad)
         for i in where[: SHOWN - len(self.lines)].tolist():
             at = i if row is None else int(row[i])
-            play = "" if row is None else f", track number {i - int(np.searchsorted(row, at)) + 1}"
-            value = values if isinstance(values, str) else shown(values[i].as_py())
-            self.add(column, _row_name(column, ids, at) + play, value, allowed)
+            item = "" if row is None else f", item {i - int(np.searchsorted(row, at)) + 1}"
+            if isinstance(values, str):
+                value = values
+            else:
+                value = values(i) if callable(values) else shown(values[i].as_py())
+            self.add(column, _row_name(column, ids, at) + item, value, allowed)
             where = where[1:]
         self.count += len(where)
 

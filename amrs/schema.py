@@ -5,7 +5,6 @@ One row per session, one row per track; unknown is null, never 0. Scales are [0,
 """
 
 import hashlib
-import io
 import json
 import shutil
 from collections.abc import Iterable
@@ -19,12 +18,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Features, List, Value
 
-from amrs.columns import conform, even_lists, narrow
+from amrs.columns import conform, even_lists, save
 from amrs.faults import Faults, LogError, Source
 from amrs.validation import REPORTS, check_catalogue, check_sessions, codes, repeated
 
-__all__ = ["FORMAT_VERSION", "SIGNALS_ORDER", "LogError", "Metadata", "SessionLog", "catalogue_schema",
-           "read_log", "session_schema", "validate", "write_log"]
+__all__ = [
+    "FORMAT_VERSION",
+    "SIGNALS_ORDER",
+    "LogError",
+    "Metadata",
+    "SessionLog",
+    "catalogue_schema",
+    "read_log",
+    "session_schema",
+    "validate",
+    "write_log",
+]
 
 FORMAT_VERSION = 1
 SIGNALS_ORDER = ("engagement", "rating", "valence", "arousal")
@@ -78,40 +87,44 @@ def session_schema(metadata: Metadata) -> Features:
     """Columns of the sessions; lists have one item per track played."""
     number, text = Value("float32"), Value("string")
     context = List(number, length=len(metadata.context)) if metadata.context else List(number)
-    return Features({
-        "session_id": text,
-        "user_id": text,
-        "started_at": Value("timestamp[ms, tz=UTC]"),
-        "ended_at": Value("timestamp[ms, tz=UTC]"),
-        "utc_offset_min": Value("int16"),
-        # A class label needs a name: where none exist, all rows are null.
-        "mode": ClassLabel(names=list(metadata.modes) or ["unknown"]),
-        "cohort": ClassLabel(names=list(metadata.cohorts) or ["unknown"]),
-        "context": context,
-        **dict.fromkeys(REPORTS, number),
-        "ended": text,
-        "track_id": List(text),
-        "engagement": List(number),
-        "rating": List(Value("int8")),
-        "track_valence": List(number),
-        "track_arousal": List(number),
-        "propensity": List(number),
-        "arm": text,
-    })
+    return Features(
+        {
+            "session_id": text,
+            "user_id": text,
+            "started_at": Value("timestamp[ms, tz=UTC]"),
+            "ended_at": Value("timestamp[ms, tz=UTC]"),
+            "utc_offset_min": Value("int16"),
+            # A class label needs a name: where none exist, all rows are null.
+            "mode": ClassLabel(names=list(metadata.modes) or ["unknown"]),
+            "cohort": ClassLabel(names=list(metadata.cohorts) or ["unknown"]),
+            "context": context,
+            **dict.fromkeys(REPORTS, number),
+            "ended": text,
+            "track_id": List(text),
+            "engagement": List(number),
+            "rating": List(Value("int8")),
+            "track_valence": List(number),
+            "track_arousal": List(number),
+            "propensity": List(number),
+            "arm": text,
+        }
+    )
 
 
 def catalogue_schema(metadata: Metadata, dimension: int) -> Features:
     """Columns of the catalogue, for embeddings of `dimension` numbers; `modes` null means every mode."""
     text = Value("string")
-    return Features({
-        "track_id": text,
-        "embedding": List(Value("float32"), length=dimension),
-        "artist": text,
-        "genre": text,
-        "duration_s": Value("float32"),
-        "modes": List(text),
-        "title": text,
-    })
+    return Features(
+        {
+            "track_id": text,
+            "embedding": List(Value("float32"), length=dimension),
+            "artist": text,
+            "genre": text,
+            "duration_s": Value("float32"),
+            "modes": List(text),
+            "title": text,
+        }
+    )
 
 
 def validate(sessions: pa.Table, catalogue: pa.Table, metadata: Metadata, source: Source) -> None:
@@ -125,8 +138,9 @@ def validate(sessions: pa.Table, catalogue: pa.Table, metadata: Metadata, source
     _checked_sessions(sessions, catalogue, metadata, source)
 
 
-def write_log(folder: Path, shards: Iterable[pa.Table], catalogue: pa.Table, metadata: Metadata,
-              source: Source) -> None:
+def write_log(
+    folder: Path, shards: Iterable[pa.Table], catalogue: pa.Table, metadata: Metadata, source: Source
+) -> None:
     """Validate and write a log to `folder`, which must not exist; all of it or, on a fault, nothing.
 
     Shards are tables of sessions, written one by one; all sessions of a user are in one shard.
@@ -153,14 +167,19 @@ def read_log(folder: Path) -> SessionLog:
         about: dict[str, Any] = json.loads(file.read_text())
         version, fingerprint = about["format_version"], about.pop("fingerprint")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LogError(f"{folder} holds no session log: {file.name} is missing or damaged "
-                       f"({type(error).__name__}); run stage=prepare") from error
+        raise LogError(
+            f"{folder} holds no session log: {file.name} is missing or damaged "
+            f"({type(error).__name__}); run stage=prepare"
+        ) from error
     if version != FORMAT_VERSION:
-        raise LogError(f"{folder} has format version {version}, this program reads {FORMAT_VERSION}: "
-                       f"{'run stage=prepare again' if version < FORMAT_VERSION else 'update amrs'}")
+        raise LogError(
+            f"{folder} has format version {version}, this program reads {FORMAT_VERSION}: "
+            f"{'run stage=prepare again' if version < FORMAT_VERSION else 'update amrs'}"
+        )
     modes, cohorts, context = (tuple(about[key]) for key in ("modes", "cohorts", "context"))
-    metadata = Metadata(about["name"], modes, cohorts, context, about["signals"], about["repeats"],
-                        about["embedding"])
+    metadata = Metadata(
+        about["name"], modes, cohorts, context, about["signals"], about["repeats"], about["embedding"]
+    )
     parts = sorted((folder / "sessions").glob("shard-*"))
     try:
         sessions = [datasets.Dataset.load_from_disk(str(part)) for part in parts]
@@ -179,23 +198,26 @@ def _checked_catalogue(catalogue: pa.Table, metadata: Metadata, source: Source) 
     return wide
 
 
-def _checked_sessions(sessions: pa.Table, catalogue: pa.Table, metadata: Metadata,
-                      source: Source) -> pa.Table:
+def _checked_sessions(
+    sessions: pa.Table, catalogue: pa.Table, metadata: Metadata, source: Source
+) -> pa.Table:
     faults = Faults(source)
     wide = conform(sessions, session_schema(metadata), "sessions", faults)
     faults.raise_any()
-    check_sessions(wide, catalogue, metadata.modes, metadata.cohorts, len(metadata.context), metadata.repeats,
-                   faults)
+    check_sessions(
+        wide, catalogue, metadata.modes, metadata.cohorts, len(metadata.context), metadata.repeats, faults
+    )
     faults.raise_any()
     return wide
 
 
-def _write_tables(folder: Path, shards: Iterable[pa.Table], catalogue: pa.Table, metadata: Metadata,
-                  source: Source) -> str:
+def _write_tables(
+    folder: Path, shards: Iterable[pa.Table], catalogue: pa.Table, metadata: Metadata, source: Source
+) -> str:
     """Write catalogue and shards; the fingerprint of the content."""
     digest = hashlib.sha256(json.dumps(asdict(metadata), sort_keys=True).encode())
     dimension = pc.list_value_length(catalogue["embedding"])[0].as_py()
-    _save(catalogue, catalogue_schema(metadata, dimension), folder / "catalogue", digest)
+    save(catalogue, catalogue_schema(metadata, dimension), folder / "catalogue", digest)
     session_ids: list[pa.ChunkedArray] = []
     users: list[pa.Array] = []
     for sessions in shards:
@@ -203,7 +225,7 @@ def _write_tables(folder: Path, shards: Iterable[pa.Table], catalogue: pa.Table,
             continue
         wide = _checked_sessions(sessions, catalogue, metadata, source)
         path = folder / "sessions" / f"shard-{len(users):05d}"
-        _save(even_lists(wide), session_schema(metadata), path, digest)
+        save(even_lists(wide), session_schema(metadata), path, digest)
         session_ids.append(wide["session_id"])
         users.append(pc.unique(wide["user_id"]))
     if not users:
@@ -219,30 +241,10 @@ def _check_across(session_ids: list[pa.ChunkedArray], users: list[pa.Array], sou
     faults.add_rows("sessions.session_id", repeated(codes(ids)), ids, "given again", "every session once")
     shard = np.repeat(np.arange(len(users)), [len(part) for part in users])
     for part in np.unique(shard[repeated(codes(pa.concat_arrays(users)))]).tolist():
-        faults.add("sessions.user_id", f"shard {part}", "users of an earlier shard",
-                   "all sessions of a user in one shard")
+        faults.add(
+            "sessions.user_id",
+            f"shard {part}",
+            "users of an earlier shard",
+            "all sessions of a user in one shard",
+        )
     faults.raise_any()
-
-
-def _save(table: pa.Table, features: Features, folder: Path, digest: "hashlib._Hash") -> None:
-    """Write a checked table as a Hugging Face dataset, and add its content to the digest."""
-    table = narrow(table, features)
-    with pa.ipc.new_stream(_Sink(digest), table.schema) as stream:
-        stream.write_table(table)
-    datasets.disable_progress_bars()
-    dataset = datasets.Dataset(table, info=datasets.DatasetInfo(features=features))
-    dataset.save_to_disk(str(folder), num_shards=1)
-
-
-class _Sink(io.RawIOBase):
-    """A file that keeps only the digest of what is written."""
-
-    def __init__(self, digest: "hashlib._Hash") -> None:
-        self.digest = digest
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any, /) -> int:
-        self.digest.update(data)
-        return memoryview(data).nbytes

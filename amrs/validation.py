@@ -39,111 +39,160 @@ def repeated(keys: Ints) -> Bools:
 
 
 def check_catalogue(table: pa.Table, modes: Sequence[str], faults: Faults) -> None:
-    """Note every fault of a conformed catalogue (see `amrs.schema.conform`)."""
+    """Note every fault of a conformed catalogue (see `amrs.columns.conform`)."""
+    add = faults.add_rows
     ids = table["track_id"]
     present = pc.drop_null(ids)
-    faults.add_rows("catalogue.track_id", mask(pc.is_null(ids)), ids, ids, "an id")
-    faults.add_rows("catalogue.track_id", repeated(codes(present)), present,
-                    "given again", "every track once")
+    add("catalogue.track_id", mask(pc.is_null(ids)), ids, ids, "an id")
+    add("catalogue.track_id", repeated(codes(present)), present, "given again", "every track once")
     lengths = pc.list_value_length(table["embedding"])
     usual = pc.mode(lengths)
     size = usual[0]["mode"].as_py() if len(usual) else 0
-    faults.add_rows("catalogue.embedding", mask(pc.is_null(lengths)), ids, "null", "a list of numbers")
-    faults.add_rows("catalogue.embedding", mask(pc.not_equal(lengths, size)), ids,
-                    pc.binary_join_element_wise(pc.cast(lengths, pa.string()), "numbers", " "),
-                    f"{size} numbers, as most tracks have")
+    add("catalogue.embedding", mask(pc.is_null(lengths)), ids, "null", "a list of numbers")
+    add(
+        "catalogue.embedding",
+        mask(pc.not_equal(lengths, size)),
+        ids,
+        lambda i: f"{lengths[i]} numbers",
+        f"{size} numbers, as most tracks have",
+    )
     if size == 0:
         faults.add("catalogue.embedding", "every row", "empty", "1 number or more")
     _check_finite("catalogue.embedding", table["embedding"], ids, False, faults)
     seconds = table["duration_s"]
     wrong = pc.invert(pc.and_(pc.is_finite(seconds), pc.greater(seconds, 0)))
-    faults.add_rows("catalogue.duration_s", mask(wrong), ids, seconds, "seconds above 0, or null")
+    add("catalogue.duration_s", mask(wrong), ids, seconds, "seconds above 0, or null")
     flat, row = pc.list_flatten(table["modes"]), _parents(table["modes"])
     known = ", ".join(modes) or "none, as the log has no modes"
-    faults.add_rows("catalogue.modes", codes(flat, pa.array(modes, pa.string())) < 0, ids, flat,
-                    f"a mode of this log ({known})", row)
-    faults.add_rows("catalogue.modes", mask(pc.equal(pc.list_value_length(table["modes"]), 0)), ids,
-                    "an empty list", "1 mode or more, or null for every mode")
+    add(
+        "catalogue.modes",
+        codes(flat, pa.array(modes, pa.string())) < 0,
+        ids,
+        flat,
+        f"a mode of this log ({known})",
+        row,
+    )
+    add(
+        "catalogue.modes",
+        mask(pc.equal(pc.list_value_length(table["modes"]), 0)),
+        ids,
+        "an empty list",
+        "1 mode or more, or null for every mode",
+    )
 
 
-def check_sessions(table: pa.Table, catalogue: pa.Table, modes: Sequence[str], cohorts: Sequence[str],
-                   context: int, repeats: bool, faults: Faults) -> None:
+def check_sessions(
+    table: pa.Table,
+    catalogue: pa.Table,
+    modes: Sequence[str],
+    cohorts: Sequence[str],
+    context: int,
+    repeats: bool,
+    faults: Faults,
+) -> None:
     """Note every fault of conformed sessions; `context` is the number of context values."""
+    add = faults.add_rows
     ids = table["session_id"]
     for name, names in (("mode", modes), ("cohort", cohorts)):
         unknown = (codes(table[name], pa.array(names, pa.string())) < 0) & mask(pc.is_valid(table[name]))
         allowed = f"{', '.join(names) or 'none, as the metadata names none'}, or null"
-        faults.add_rows(f"sessions.{name}", unknown, ids, table[name], allowed)
+        add(f"sessions.{name}", unknown, ids, table[name], allowed)
     for name in ("session_id", "user_id", "started_at", "track_id"):
-        faults.add_rows(f"sessions.{name}", mask(pc.is_null(table[name])), ids, "null", "not null")
+        add(f"sessions.{name}", mask(pc.is_null(table[name])), ids, "null", "not null")
     present = pc.drop_null(ids)
-    faults.add_rows("sessions.session_id", repeated(codes(present)), present,
-                    "given again", "every session once")
+    add("sessions.session_id", repeated(codes(present)), present, "given again", "every session once")
     _check_scalars(table, ids, faults)
     _check_times(table, ids, faults)
     _check_order(table, ids, faults)
     lengths = pc.list_value_length(table["context"])
-    faults.add_rows("sessions.context", mask(pc.not_equal(lengths, context)), ids,
-                    pc.binary_join_element_wise(pc.cast(lengths, pa.string()), "numbers", " "),
-                    f"{context} numbers, or null")
+    add(
+        "sessions.context",
+        mask(pc.not_equal(lengths, context)),
+        ids,
+        lambda i: f"{lengths[i]} numbers",
+        f"{context} numbers, or null",
+    )
     _check_finite("sessions.context", table["context"], ids, True, faults)
     _check_plays(table, ids, faults)
     _check_tracks(table, catalogue, modes, repeats, faults)
 
 
 def _check_scalars(table: pa.Table, ids: pa.Array, faults: Faults) -> None:
+    add = faults.add_rows
     for name in REPORTS:
-        faults.add_rows(f"sessions.{name}", _outside_unit(table[name]), ids, table[name], UNIT)
+        add(f"sessions.{name}", _outside_unit(table[name]), ids, table[name], UNIT)
     ended = table["ended"]
-    faults.add_rows("sessions.ended", mask(pc.invert(pc.is_in(ended, pa.array(["left", "completed", None])))),
-                    ids, ended, "left, completed or null")
+    add(
+        "sessions.ended",
+        mask(pc.invert(pc.is_in(ended, pa.array(["left", "completed", None])))),
+        ids,
+        ended,
+        "left, completed or null",
+    )
     offset = table["utc_offset_min"]
-    faults.add_rows("sessions.utc_offset_min", mask(pc.greater(pc.abs(offset), 14 * 60)), ids, offset,
-                    "minutes in [-840, 840], or null")
+    add(
+        "sessions.utc_offset_min",
+        mask(pc.greater(pc.abs(offset), 14 * 60)),
+        ids,
+        offset,
+        "minutes in [-840, 840], or null",
+    )
 
 
 def _check_times(table: pa.Table, ids: pa.Array, faults: Faults) -> None:
+    add = faults.add_rows
     start, end = table["started_at"], table["ended_at"]
     for name, times in (("started_at", start), ("ended_at", end)):
         early, late = pc.less(times, pa.scalar(EARLIEST)), pc.greater_equal(times, pa.scalar(LATEST))
         bad = mask(pc.or_(early, late))
-        faults.add_rows(f"sessions.{name}", bad, ids, times, f"{EARLIEST:%Y} up to {LATEST:%Y}, UTC")
-    faults.add_rows("sessions.ended_at", mask(pc.less(end, start)), ids, end,
-                    "not before started_at, or null")
+        add(f"sessions.{name}", bad, ids, times, f"{EARLIEST:%Y} up to {LATEST:%Y}, UTC")
+    add("sessions.ended_at", mask(pc.less(end, start)), ids, end, "not before started_at, or null")
 
 
 def _check_order(table: pa.Table, ids: pa.Array, faults: Faults) -> None:
     """A user's sessions lie together, in order, and do not overlap."""
-    users = table["user_id"]
-    user = codes(users)
+    add = faults.add_rows
+    user = codes(table["user_id"])
     if len(user) < 2:
         return
     same = (user[1:] == user[:-1]) & (user[1:] >= 0)
     starts = np.concatenate([[True], ~same])
     split = np.zeros(len(user), dtype=bool)
     split[np.flatnonzero(starts)] = repeated(user[starts]) & (user[starts] >= 0)
-    faults.add_rows("sessions.user_id", split, ids, "apart from other sessions of this user",
-                    "all sessions of a user next to each other")
+    add(
+        "sessions.user_id",
+        split,
+        ids,
+        "apart from other sessions of this user",
+        "all sessions of a user next to each other",
+    )
     start, end = table["started_at"], table["ended_at"]
     late = np.concatenate([[False], same & mask(pc.less(start[1:], start[:-1]))])
-    faults.add_rows("sessions.started_at", late, ids, start,
-                    "not before this user's session in the row above")
+    add("sessions.started_at", late, ids, start, "not before this user's session in the row above")
     over = np.concatenate([[False], same & mask(pc.less(start[1:], end[:-1]))]) & ~late
-    faults.add_rows("sessions.started_at", over, ids, start,
-                    "not before the end of this user's session in the row above (they overlap)")
+    add(
+        "sessions.started_at",
+        over,
+        ids,
+        start,
+        "not before the end of this user's session in the row above (they overlap)",
+    )
 
 
 def _check_plays(table: pa.Table, ids: pa.Array, faults: Faults) -> None:
+    add = faults.add_rows
     tracks = pc.list_value_length(table["track_id"])
-    faults.add_rows("sessions.track_id", mask(pc.equal(tracks, 0)), ids, "an empty session",
-                    "1 track or more")
+    add("sessions.track_id", mask(pc.equal(tracks, 0)), ids, "an empty session", "1 track or more")
     for name in PLAY_COLUMNS:
         column = f"sessions.{name}"
         given = pc.list_value_length(table[name])
-        text = pc.binary_join_element_wise(pc.cast(given, pa.string()), "items for",
-                                           pc.cast(tracks, pa.string()), "tracks", " ")
-        faults.add_rows(column, mask(pc.not_equal(given, tracks)), ids, text,
-                        "as many items as track_id has (null where unknown), or null for the whole list")
+        add(
+            column,
+            mask(pc.not_equal(given, tracks)),
+            ids,
+            lambda i, given=given: f"{given[i]} items for {tracks[i]} tracks",
+            "as many items as track_id has (null where unknown), or null for the whole list",
+        )
         flat, row = pc.list_flatten(table[name]), _parents(table[name])
         if name == "rating":
             bad, allowed = mask(pc.invert(pc.is_in(flat, pa.array([0, 1, None], flat.type)))), "0, 1 or null"
@@ -151,20 +200,28 @@ def _check_plays(table: pa.Table, ids: pa.Array, faults: Faults) -> None:
             bad, allowed = _outside_unit(flat) | mask(pc.equal(flat, 0)), "a probability in (0, 1], or null"
         else:
             bad, allowed = _outside_unit(flat), UNIT
-        faults.add_rows(column, bad, ids, flat, allowed, row)
+        add(column, bad, ids, flat, allowed, row)
 
 
-def _check_tracks(table: pa.Table, catalogue: pa.Table, modes: Sequence[str], repeats: bool,
-                  faults: Faults) -> None:
+def _check_tracks(
+    table: pa.Table, catalogue: pa.Table, modes: Sequence[str], repeats: bool, faults: Faults
+) -> None:
     """Every play is of a known track, allowed in the mode, and no repeat where there are none."""
+    add = faults.add_rows
     ids, column = table["session_id"], "sessions.track_id"
     flat, row = pc.list_flatten(table["track_id"]), _parents(table["track_id"])
     track = codes(flat, catalogue["track_id"].combine_chunks())
-    faults.add_rows(column, track < 0, ids, flat, "a track_id of the catalogue", row)
+    add(column, track < 0, ids, flat, "a track_id of the catalogue", row)
     if not repeats:
         again = repeated(row * (len(catalogue) + 1) + track) & (track >= 0)
-        faults.add_rows(column, again, ids, flat,
-                        "a track once in a session (or declare that this service repeats tracks)", row)
+        add(
+            column,
+            again,
+            ids,
+            flat,
+            "a track once in a session (or declare that this service repeats tracks)",
+            row,
+        )
     names = pa.array(modes, pa.string())
     mode = codes(table["mode"], names)
     if not len(catalogue) or not modes:
@@ -174,7 +231,7 @@ def _check_tracks(table: pa.Table, catalogue: pa.Table, modes: Sequence[str], re
     allowed_KM[_parents(catalogue["modes"])[allowed_mode >= 0], allowed_mode[allowed_mode >= 0]] = True
     bad = (track >= 0) & (mode[row] >= 0)
     bad[bad] = ~allowed_KM[track[bad], mode[row][bad]]
-    faults.add_rows(column, bad, ids, flat, "a track whose modes include the mode of the session", row)
+    add(column, bad, ids, flat, "a track whose modes include the mode of the session", row)
 
 
 def _check_finite(column: str, lists: pa.ChunkedArray, ids: pa.Array, null_too: bool, faults: Faults) -> None:

@@ -16,25 +16,55 @@ LABEL = ("values",)
 SCALE = ("scale",)
 COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
     "sessions": {
-        "session_id": (), "user_id": (), "started_at": TIME, "ended_at": TIME, "utc_offset_min": (),
-        "mode": LABEL, "cohort": LABEL, "context": (), "pre_valence": SCALE, "pre_arousal": SCALE,
-        "post_valence": SCALE, "post_arousal": SCALE, "ended": LABEL, "arm": LABEL,
+        "session_id": (),
+        "user_id": (),
+        "started_at": TIME,
+        "ended_at": TIME,
+        "utc_offset_min": (),
+        "mode": LABEL,
+        "cohort": LABEL,
+        "context": (),
+        "pre_valence": SCALE,
+        "pre_arousal": SCALE,
+        "post_valence": SCALE,
+        "post_arousal": SCALE,
+        "ended": LABEL,
+        "arm": LABEL,
     },
     "events": {
-        "session_id": (), "track_id": (), "position": (), "played_at": TIME, "engagement": ("scale", "unit"),
-        "rating": ("values", "like", "dislike"), "track_valence": SCALE, "track_arousal": SCALE,
+        "session_id": (),
+        "track_id": (),
+        "position": (),
+        "played_at": TIME,
+        "engagement": ("scale", "unit"),
+        "rating": ("values", "like", "dislike"),
+        "track_valence": SCALE,
+        "track_arousal": SCALE,
         "propensity": (),
     },
     "catalogue": {
-        "track_id": (), "embedding": ("prefix",), "artist": (), "genre": (), "duration_s": ("unit",),
-        "modes": ("values", "separator"), "title": (),
+        "track_id": (),
+        "embedding": ("prefix",),
+        "artist": (),
+        "genre": (),
+        "duration_s": ("unit",),
+        "modes": ("values", "separator"),
+        "title": (),
     },
 }
 """Our columns by file, each with the conversions it takes."""
-REQUIRED = {"sessions": ("session_id", "user_id", "started_at"), "events": ("session_id", "track_id"),
-            "catalogue": ("track_id", "embedding")}
-UNITS = {"started_at": ("s", "ms", "us"), "ended_at": ("s", "ms", "us"), "played_at": ("s", "ms", "us"),
-         "engagement": ("s", "ms"), "duration_s": ("s", "ms")}
+REQUIRED = {
+    "sessions": ("session_id", "user_id", "started_at"),
+    "events": ("session_id", "track_id"),
+    "catalogue": ("track_id", "embedding"),
+}
+UNITS = {
+    "started_at": ("s", "ms", "us"),
+    "ended_at": ("s", "ms", "us"),
+    "played_at": ("s", "ms", "us"),
+    "engagement": ("s", "ms"),
+    "duration_s": ("s", "ms"),
+}
 
 
 @dataclass(frozen=True)
@@ -95,8 +125,10 @@ def read_map(file: Path) -> ColumnMap:
         # BaseLoader keeps every value as text, so `yes`, `no` and `1` in your data stay what they are.
         top = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except (OSError, UnicodeDecodeError) as error:
-        raise LogError(f"{file}: the column map is missing or not UTF-8; write one "
-                       "(see examples/own_log/map.yaml) or name it with data.map") from error
+        raise LogError(
+            f"{file}: the column map is missing or not UTF-8; write one "
+            "(see examples/own_log/map.yaml) or name it with data.map"
+        ) from error
     except yaml.YAMLError as error:
         raise LogError(f"{file}: not YAML: {error}") from error
     _keys(file, "the map", top, ("name", "embedding_is", *COLUMNS), tuple(COLUMNS))
@@ -119,8 +151,13 @@ def _column(file: Path, part: str, ours: str, given: object) -> Column:
     if not isinstance(given, Mapping):
         return Column(ours, (_text(file, key, given),))
     by_prefix = "prefix" in given
-    _keys(file, key, given, (*(() if by_prefix else ("column",)), *COLUMNS[part][ours]),
-          ("prefix",) if by_prefix else ("column",))
+    _keys(
+        file,
+        key,
+        given,
+        (*(() if by_prefix else ("column",)), *COLUMNS[part][ours]),
+        ("prefix",) if by_prefix else ("column",),
+    )
     options: dict[str, Any] = {}
     for option, value in given.items():
         where = f"{key}.{option}"
@@ -155,8 +192,13 @@ def _check_together(file: Path, key: str, column: Column) -> None:
 
 def _context(file: Path, key: str, given: object) -> Column:
     """A list of columns, or a mapping from our names to columns."""
-    pairs = given if isinstance(given, Mapping) else dict(zip(given, given, strict=True)) \
-        if isinstance(given, list) and all(isinstance(name, str) for name in given) else None
+    pairs = (
+        given
+        if isinstance(given, Mapping)
+        else dict(zip(given, given, strict=True))
+        if isinstance(given, list) and all(isinstance(name, str) for name in given)
+        else None
+    )
     if not pairs:
         raise LogError(f"{file}: {key}: {given}; allowed: a list of columns, or names with their columns")
     theirs = tuple(_text(file, f"{key}.{name}", column) for name, column in pairs.items())

@@ -57,8 +57,13 @@ def rating(raw: Raw, column: Column, where: str, ids: pa.Array, faults: Faults) 
         liked, disliked = pc.greater_equal(number, column.like), pc.less_equal(number, column.dislike)
         return pc.if_else(liked, 1, pc.if_else(disliked, 0, None)).cast(pa.int64())
     binary = pc.is_in(number, pa.array([0.0, 1.0, None]))
-    faults.add_rows(where, mask(pc.invert(binary)), ids, raw.column(column.theirs[0]),
-                    "0, 1 or empty (or give like and dislike, or values, in the map)")
+    faults.add_rows(
+        where,
+        mask(pc.invert(binary)),
+        ids,
+        raw.column(column.theirs[0]),
+        "0, 1 or empty (or give like and dislike, or values, in the map)",
+    )
     return pc.if_else(binary, number, None).cast(pa.int64())
 
 
@@ -109,8 +114,11 @@ def embedding(raw: Raw, column: Column, where: str, ids: pa.Array, faults: Fault
 def modes(raw: Raw, column: Column, where: str, ids: pa.Array, faults: Faults) -> pa.Array:
     """A list column (Parquet) or one text with a separator; null (every mode) where empty."""
     given = raw.column(column.theirs[0])
-    lists = given.cast(pa.list_(pa.string())) if _is_list(given) else pc.split_pattern(
-        raw.text(column.theirs[0]), column.separator)
+    lists = (
+        given.cast(pa.list_(pa.string()))
+        if _is_list(given)
+        else pc.split_pattern(raw.text(column.theirs[0]), column.separator)
+    )
     flat = pc.utf8_trim_whitespace(pc.list_flatten(lists))
     row = pc.list_parent_indices(lists)
     if column.values is not None:
@@ -121,11 +129,24 @@ def modes(raw: Raw, column: Column, where: str, ids: pa.Array, faults: Faults) -
 
 
 CONVERTERS: dict[str, Converter] = {
-    "started_at": moment, "ended_at": moment, "played_at": moment,
-    "pre_valence": share, "pre_arousal": share, "post_valence": share, "post_arousal": share,
-    "track_valence": share, "track_arousal": share, "engagement": share,
-    "rating": rating, "propensity": amount, "position": amount, "duration_s": amount,
-    "utc_offset_min": minutes, "context": context, "embedding": embedding, "modes": modes,
+    "started_at": moment,
+    "ended_at": moment,
+    "played_at": moment,
+    "pre_valence": share,
+    "pre_arousal": share,
+    "post_valence": share,
+    "post_arousal": share,
+    "track_valence": share,
+    "track_arousal": share,
+    "engagement": share,
+    "rating": rating,
+    "propensity": amount,
+    "position": amount,
+    "duration_s": amount,
+    "utc_offset_min": minutes,
+    "context": context,
+    "embedding": embedding,
+    "modes": modes,
 }
 """How each of our columns is read; those not named here are text."""
 
@@ -138,8 +159,9 @@ def _plain(raw: Raw, column: Column, where: str, ids: pa.Array, faults: Faults) 
     return value
 
 
-def _translated(given: pa.Array, values: dict[str, str], where: str, ids: pa.Array,
-                faults: Faults) -> pa.Array:
+def _translated(
+    given: pa.Array, values: dict[str, str], where: str, ids: pa.Array, faults: Faults
+) -> pa.Array:
     at = pc.index_in(given, value_set=pa.array(list(values), pa.string()), skip_nulls=True)
     bad: Bools = mask(pc.and_(pc.is_null(at), pc.is_valid(given)))
     faults.add_rows(where, bad, ids, given, f"{', '.join(values)} (the values in the map), or empty")

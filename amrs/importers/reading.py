@@ -11,9 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
+from numpy.typing import NDArray
 
-from amrs.faults import Bools, Faults, LogError
+from amrs.faults import Bools, Faults, Ints, LogError
 from amrs.validation import mask
+
+Floats = NDArray[np.float64]
 
 MISSING = ["", "NA", "N/A", "null", "NULL"]
 _NUMBER = r"^-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^(?i:-?(nan|inf|infinity))$"
@@ -47,6 +50,28 @@ class Raw:
             array = array.cast(pa.int64())  # ids of a column with gaps come as floats
         return pc.utf8_trim_whitespace(array.cast(pa.string()))
 
+    def floats(self, *names: str) -> list[Floats]:
+        """Columns of numbers, NaN where empty; LogError naming the rows that hold none."""
+        faults = Faults(str(self.file))
+        columns, no_ids = [], pa.nulls(len(self.table), pa.string())
+        for name in names:
+            array = self.column(name)
+            value, bad = numbers(array)
+            bad |= np.isinf(np.asarray(value, dtype=float))
+            faults.add_rows(name, bad, no_ids, array, "a number, or empty")
+            columns.append(np.asarray(value, dtype=float))
+        faults.raise_any()
+        return columns
+
+    def integers(self, *names: str) -> list[Ints]:
+        """Columns of whole numbers, none empty: ids, times, ranks."""
+        faults = Faults(str(self.file))
+        columns, no_ids = self.floats(*names), pa.nulls(len(self.table), pa.string())
+        for name, values in zip(names, columns, strict=True):
+            faults.add_rows(name, values != np.floor(values), no_ids, self.column(name), "a whole number")
+        faults.raise_any()
+        return [values.astype(np.int64) for values in columns]
+
 
 def read_raw(file: Path, advice: str) -> Raw:
     """Read a `.csv` or `.parquet` file; `advice` says what to do if it is missing."""
@@ -58,8 +83,9 @@ def read_raw(file: Path, advice: str) -> Raw:
         if file.suffix == ".csv":
             return Raw(file, _read_csv(file))
     except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
-        raise LogError(f"{file} is not a readable {file.suffix[1:]} file in UTF-8: "
-                       f"{type(error).__name__}") from error  # its text could quote a row
+        raise LogError(
+            f"{file} is not a readable {file.suffix[1:]} file in UTF-8: {type(error).__name__}"
+        ) from error  # its text could quote a row
     raise LogError(f"{file}: files of type {file.suffix or 'none'} are not read; allowed: .csv, .parquet")
 
 
@@ -67,8 +93,10 @@ def _read_csv(file: Path) -> pa.Table:
     with file.open(encoding="utf-8-sig", newline="") as lines:
         names = next(csv.reader(lines), [])
     if not names or len(set(names)) < len(names):
-        raise LogError(f"{file}: the first line has {', '.join(names) or 'nothing'}; "
-                       "allowed: the names of the columns, each once")
+        raise LogError(
+            f"{file}: the first line has {', '.join(names) or 'nothing'}; "
+            "allowed: the names of the columns, each once"
+        )
     broken: list[str] = []
 
     def skip(row: pyarrow.csv.InvalidRow) -> str:
@@ -79,8 +107,10 @@ def _read_csv(file: Path) -> pa.Table:
         file,
         read_options=pa.csv.ReadOptions(use_threads=False),  # only then are rows numbered
         parse_options=pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
-        convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()),
-                                              null_values=MISSING, strings_can_be_null=True))
+        convert_options=pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()), null_values=MISSING, strings_can_be_null=True
+        ),
+    )
     if broken:
         more = f", and {len(broken) - 20} more" if len(broken) > 20 else ""
         raise LogError(f"{file}: {', '.join(broken[:20])}{more}; allowed: {len(names)}, as in the first line")

@@ -12,27 +12,33 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from amrs.config.data import DataConfig
-from amrs.faults import Faults, LogError
-from amrs.importers.reading import Raw, numbers, read_raw, scaled
+from amrs.faults import Faults, Ints, LogError
+from amrs.importers.reading import Floats, Raw, read_raw, scaled
 from amrs.schema import Metadata, write_log
 from amrs.validation import REPORTS
 
-Floats = NDArray[np.float64]
-
-ADVICE = ("give the folder that holds Stage1, Stage2 and music_metadata as data.raw_dir; "
-          "SiTunes (CHIIR 2024) is at https://github.com/JiayuLi-997/SiTunes_dataset")
+ADVICE = (
+    "give the folder that holds Stage1, Stage2 and music_metadata as data.raw_dir; "
+    "SiTunes (CHIIR 2024) is at https://github.com/JiayuLi-997/SiTunes_dataset"
+)
 UTC_OFFSET_MIN = 8 * 60
-SPOTIFY = ("loudness", "danceability", "energy", "speechiness", "acousticness", "instrumentalness", "valence",
-           "tempo")
-OPENSMILE = ("F0final_sma_amean", "F0final_sma_stddev", "audspec_lengthL1norm_sma_stddev",
-             "pcm_RMSenergy_sma_stddev", "pcm_fftMag_psySharpness_sma_amean",
-             "pcm_fftMag_psySharpness_sma_stddev", "pcm_zcr_sma_amean", "pcm_zcr_sma_stddev")
-EMBEDDING = ("17 audio features, 9 of Spotify (key as sine and cosine, no popularity) and 8 of openSMILE, "
-             "standardised over the catalogue; not a learned embedding such as MERT")
+SPOTIFY = "loudness danceability energy speechiness acousticness instrumentalness valence tempo".split()
+OPENSMILE = (
+    "F0final_sma_amean F0final_sma_stddev audspec_lengthL1norm_sma_stddev pcm_RMSenergy_sma_stddev "
+    "pcm_fftMag_psySharpness_sma_amean pcm_fftMag_psySharpness_sma_stddev "
+    "pcm_zcr_sma_amean pcm_zcr_sma_stddev"
+).split()
+EMBEDDING = (
+    "17 audio features, 9 of Spotify (key as sine and cosine, no popularity) and 8 of openSMILE, "
+    "standardised over the catalogue; not a learned embedding such as MERT"
+)
 ACTIVITIES = ("still", "coming_to_rest", "walking", "unknown", "lying", "running")
-CONTEXT = ("heart_rate_mean", "heart_rate_sd", "activity_intensity_mean", "steps_sum",
-           *(f"share_{name}" for name in ACTIVITIES), "morning", "afternoon", "evening",
-           "sunny", "cloudy", "rainy", "pressure_hpa", "temperature_c", "humidity_percent")
+CONTEXT = (
+    *("heart_rate_mean", "heart_rate_sd", "activity_intensity_mean", "steps_sum"),
+    *(f"share_{name}" for name in ACTIVITIES),
+    *("morning", "afternoon", "evening", "sunny", "cloudy", "rainy"),
+    *("pressure_hpa", "temperature_c", "humidity_percent"),
+)
 """Of the 30 minutes before a record (bracelet, one value a minute) and at the record (time, weather).
 
 The heart rate was normalised for each user by the study's authors."""
@@ -57,62 +63,45 @@ def importer(config: DataConfig, folder: Path) -> None:
     sessions = sessions.take(pa.array(np.lexsort((start, user))))
     plays = [len(set(tracks)) < len(tracks) for tracks in sessions["track_id"].to_pylist()]
     metadata = Metadata(
-        name="situnes", modes=(), cohorts=(), context=CONTEXT, repeats=any(plays), embedding=EMBEDDING,
-        signals={"engagement": "bounded", "rating": "binary", "valence": "bounded", "arousal": "bounded"})
+        name="situnes",
+        modes=(),
+        cohorts=(),
+        context=CONTEXT,
+        repeats=any(plays),
+        embedding=EMBEDDING,
+        signals={"engagement": "bounded", "rating": "binary", "valence": "bounded", "arousal": "bounded"},
+    )
     write_log(folder / "log", [sessions], music.drop_columns(["item_id"]), metadata, str(root))
-
-
-def _columns(raw: Raw, *names: str) -> list[Floats]:
-    """Columns as float64, NaN where empty; LogError naming the rows that hold no number."""
-    faults = Faults(str(raw.file))
-    columns, no_ids = [], pa.nulls(len(raw.table), pa.string())
-    for name in names:
-        array = raw.column(name)
-        value, bad = numbers(array)
-        bad |= np.isinf(np.asarray(value, dtype=float))
-        faults.add_rows(name, bad, no_ids, array, "a number, or empty")
-        columns.append(np.asarray(value, dtype=float))
-    faults.raise_any()
-    return columns
-
-
-def _ids(raw: Raw, *names: str) -> list[NDArray[np.int64]]:
-    """Columns of whole numbers: ids, times, ranks."""
-    columns = _columns(raw, *names)
-    faults = Faults(str(raw.file))
-    for name, values in zip(names, columns, strict=True):
-        no_ids = pa.nulls(len(values), pa.string())
-        faults.add_rows(name, values != np.floor(values), no_ids, raw.column(name), "a whole number")
-    faults.raise_any()
-    return [values.astype(np.int64) for values in columns]
 
 
 def _music(root: Path) -> pa.Table:
     """The catalogue, with the raw `item_id` as a further column; the row of item -1 (no song) is dropped."""
     raw = read_raw(root / "music_metadata" / "music_info.csv", ADVICE)
-    (item,) = _ids(raw, "item_id")
+    (item,) = raw.integers("item_id")
     raw = Raw(raw.file, raw.table.filter(pa.array(item >= 0)))
-    key, milliseconds, *features = _columns(raw, "key", "duration", *SPOTIFY, *OPENSMILE)
+    key, milliseconds, *features = raw.floats("key", "duration", *SPOTIFY, *OPENSMILE)
     angle = key * (2 * np.pi / 12)  # pitch class 0-11, circular
     values = np.column_stack([*features, np.sin(angle), np.cos(angle)])
     spread = values.std(0)
     values = (values - values.mean(0)) / np.where(spread > 0, spread, 1)
     item = item[item >= 0]
-    return pa.table({
-        "item_id": item,
-        "track_id": pa.array(item.astype(str)),
-        "embedding": pa.array(list(values.astype(np.float32)), pa.list_(pa.float32())),
-        "genre": raw.text("general_genre"),
-        "duration_s": milliseconds / 1000,
-    })
+    return pa.table(
+        {
+            "item_id": item,
+            "track_id": pa.array(item.astype(str)),
+            "embedding": pa.array(list(values.astype(np.float32)), pa.list_(pa.float32())),
+            "genre": raw.text("general_genre"),
+            "duration_s": milliseconds / 1000,
+        }
+    )
 
 
-def _binary(raw: Raw) -> NDArray[np.float64]:
+def _binary(raw: Raw) -> Floats:
     """Rating 1-5 as like (4 and up, 1.0), dislike (2 and down, 0.0), or NaN for 3."""
-    (stars,) = _columns(raw, "rating")
+    (stars,) = raw.floats("rating")
     faults = Faults(str(raw.file))
-    faults.add_rows("rating", ~np.isin(stars, [1, 2, 3, 4, 5]), pa.nulls(len(stars), pa.string()),
-                    raw.column("rating"), "1, 2, 3, 4 or 5")
+    bad, no_ids = ~np.isin(stars, [1, 2, 3, 4, 5]), pa.nulls(len(stars), pa.string())
+    faults.add_rows("rating", bad, no_ids, raw.column("rating"), "1, 2, 3, 4 or 5")
     faults.raise_any()
     return np.select([stars >= 4, stars <= 2], [1.0, 0.0], np.nan)
 
@@ -125,42 +114,44 @@ def _affect(raw: Raw, name: str) -> pa.Array:
     return value.cast(pa.float32())
 
 
-def _lists(values: pa.Array, offset: NDArray[np.int64]) -> pa.Array:
+def _lists(values: pa.Array, offset: Ints) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offset, pa.int32()), values)
 
 
 def _stage1(root: Path, music: pa.Table) -> pa.Table:
     """One session per user: the lab's tracks in the order of `No.`."""
     raw = read_raw(root / "Stage1" / "interactions.csv", ADVICE)
-    user, number = _ids(raw, "user_id", "No.")
+    user, number = raw.integers("user_id", "No.")
     raw = Raw(raw.file, raw.table.take(pa.array(np.lexsort((number, user)))))
-    user, item, stamp_s = _ids(raw, "user_id", "item_id", "timestamp")
-    (seconds,) = _columns(raw, "duration")
+    user, item, stamp_s = raw.integers("user_id", "item_id", "timestamp")
+    (seconds,) = raw.floats("duration")
     first = np.flatnonzero(np.r_[True, user[1:] != user[:-1]])
     offset = np.r_[first, len(user)]
     end_s = (stamp_s + np.nan_to_num(seconds))[offset[1:] - 1]
     rating = pa.array(_binary(raw), from_pandas=True).cast(pa.int8())
     # Numbered by time, so that a session's name does not tell its user.
     rank = np.argsort(np.argsort(stamp_s[first])) + 1
-    return pa.table({
-        "session_id": [f"stage1-{k:02d}" for k in rank],
-        "user_id": user[first].astype(str),
-        "started_at": _times(stamp_s[first]),
-        "ended_at": _times(end_s),
-        "utc_offset_min": np.full(len(first), UTC_OFFSET_MIN),
-        "context": pa.nulls(len(first), pa.list_(pa.float32())),
-        **{name: pa.nulls(len(first), pa.float32()) for name in REPORTS},
-        "ended": ["completed"] * len(first),
-        "track_id": _lists(pa.array(item.astype(str)), offset),
-        "engagement": _lists(_fraction(seconds, item, music), offset),
-        "rating": _lists(rating, offset),
-        "track_valence": _lists(_affect(raw, "emo_valence"), offset),
-        "track_arousal": _lists(_affect(raw, "emo_arousal"), offset),
-        "arm": pa.nulls(len(first), pa.string()),
-    })
+    return pa.table(
+        {
+            "session_id": [f"stage1-{k:02d}" for k in rank],
+            "user_id": user[first].astype(str),
+            "started_at": _times(stamp_s[first]),
+            "ended_at": _times(end_s),
+            "utc_offset_min": np.full(len(first), UTC_OFFSET_MIN),
+            "context": pa.nulls(len(first), pa.list_(pa.float32())),
+            **{name: pa.nulls(len(first), pa.float32()) for name in REPORTS},
+            "ended": ["completed"] * len(first),
+            "track_id": _lists(pa.array(item.astype(str)), offset),
+            "engagement": _lists(_fraction(seconds, item, music), offset),
+            "rating": _lists(rating, offset),
+            "track_valence": _lists(_affect(raw, "emo_valence"), offset),
+            "track_arousal": _lists(_affect(raw, "emo_arousal"), offset),
+            "arm": pa.nulls(len(first), pa.string()),
+        }
+    )
 
 
-def _fraction(seconds: Floats, item: NDArray[np.int64], music: pa.Table) -> pa.Array:
+def _fraction(seconds: Floats, item: Ints, music: pa.Table) -> pa.Array:
     """Fraction of the track played, cut at 1 (20 plays of stage 1 outlast their track); null if unknown."""
     length_s = dict(zip(music["item_id"].to_pylist(), music["duration_s"].to_pylist(), strict=True))
     whole = np.array([length_s.get(i) for i in item.tolist()], dtype=float)
@@ -170,40 +161,42 @@ def _fraction(seconds: Floats, item: NDArray[np.int64], music: pa.Table) -> pa.A
 def _stage2(root: Path) -> pa.Table:
     """One session per record, without those that repeat an earlier one (user, item, time and rating)."""
     raw = read_raw(root / "Stage2" / "interactions.csv", ADVICE)
-    key = np.column_stack(_ids(raw, "user_id", "item_id", "timestamp", "rating"))
+    key = np.column_stack(raw.integers("user_id", "item_id", "timestamp", "rating"))
     kept = np.sort(np.unique(key, axis=0, return_index=True)[1])
     raw = Raw(raw.file, raw.table.take(pa.array(kept)))
-    record, user, item, stamp_s = _ids(raw, "inter_id", "user_id", "item_id", "timestamp")
-    (seconds,) = _columns(raw, "duration")
+    record, user, item, stamp_s = raw.integers("inter_id", "user_id", "item_id", "timestamp")
+    (seconds,) = raw.floats("duration")
     rating = pa.array(_binary(raw), from_pandas=True).cast(pa.int8())
     one = np.arange(len(record) + 1)
     unknown = _lists(pa.nulls(len(record), pa.float32()), one)
-    return pa.table({
-        "session_id": [f"stage2-{k:03d}" for k in record],
-        "user_id": user.astype(str),
-        "started_at": _times(stamp_s - np.nan_to_num(seconds)),
-        "ended_at": _times(np.where(np.isnan(seconds), np.nan, stamp_s)),
-        "utc_offset_min": np.full(len(record), UTC_OFFSET_MIN),
-        "context": pa.array(list(_context(root, record)), pa.list_(pa.float32())),
-        **{name: _affect(raw, f"emo_{name}") for name in REPORTS},
-        "ended": pa.nulls(len(record), pa.string()),
-        "track_id": _lists(pa.array(item.astype(str)), one),
-        "engagement": unknown,
-        "rating": _lists(rating, one),
-        "track_valence": unknown,
-        "track_arousal": unknown,
-        "arm": raw.text("rec_type"),
-    })
+    return pa.table(
+        {
+            "session_id": [f"stage2-{k:03d}" for k in record],
+            "user_id": user.astype(str),
+            "started_at": _times(stamp_s - np.nan_to_num(seconds)),
+            "ended_at": _times(np.where(np.isnan(seconds), np.nan, stamp_s)),
+            "utc_offset_min": np.full(len(record), UTC_OFFSET_MIN),
+            "context": pa.array(list(_context(root, record)), pa.list_(pa.float32())),
+            **{name: _affect(raw, f"emo_{name}") for name in REPORTS},
+            "ended": pa.nulls(len(record), pa.string()),
+            "track_id": _lists(pa.array(item.astype(str)), one),
+            "engagement": unknown,
+            "rating": _lists(rating, one),
+            "track_valence": unknown,
+            "track_arousal": unknown,
+            "arm": raw.text("rec_type"),
+        }
+    )
 
 
-def _times(seconds: NDArray[np.float64] | NDArray[np.int64]) -> pa.Array:
+def _times(seconds: Floats | Ints) -> pa.Array:
     """Seconds since 1970, NaN where unknown, as timestamp[ms, UTC]."""
     unknown = np.isnan(seconds)
     milliseconds = np.round(np.where(unknown, 0, seconds) * 1000).astype(np.int64)
     return pa.array(milliseconds, mask=unknown).cast(pa.timestamp("ms", "UTC"))
 
 
-def _context(root: Path, record: NDArray[np.int64]) -> NDArray[np.float32]:
+def _context(root: Path, record: Ints) -> NDArray[np.float32]:
     """`CONTEXT` of each record, (N, 19). Places (GPS) are not read."""
     file, env_file = root / "Stage2" / "wrist.npy", root / "Stage2" / "env.json"
     for path in (file, env_file):
@@ -217,10 +210,20 @@ def _context(root: Path, record: NDArray[np.int64]) -> NDArray[np.float32]:
         period, weather = np.array([m["time"] for m in moments]), np.array([m["weather"] for m in moments])
         sky, *air = weather.astype(float).T
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise LogError(f"{file} and {env_file.name} do not fit the records of Stage2/interactions.csv "
-                       f"({type(error).__name__}: {error}); {ADVICE}") from error
+        raise LogError(
+            f"{file} and {env_file.name} do not fit the records of Stage2/interactions.csv "
+            f"({type(error).__name__}: {error}); {ADVICE}"
+        ) from error
     shares = [(kind == code).mean(1) for code in range(len(ACTIVITIES))]
-    return np.column_stack([
-        heart.mean(1), heart.std(1), intensity.mean(1), steps.sum(1), *shares,
-        *(period == code for code in (1, 2, 3)), *(sky == code for code in (0, 1, 2)), *air,
-    ]).astype(np.float32)
+    return np.column_stack(
+        [
+            heart.mean(1),
+            heart.std(1),
+            intensity.mean(1),
+            steps.sum(1),
+            *shares,
+            *(period == code for code in (1, 2, 3)),
+            *(sky == code for code in (0, 1, 2)),
+            *air,
+        ]
+    ).astype(np.float32)

@@ -84,8 +84,13 @@ def _events(raw: Raw, part: Part, sessions: pa.Table, catalogue: pa.Table, fault
     faults.add_rows("events.session_id", session < 0, ids, given, "a session of the sessions file")
     for name in ("position", "played_at"):
         if name in table:
-            faults.add_rows(f"events.{name}", mask(pc.is_null(table[name])) & mask(pc.is_valid(given)), ids,
-                            table[name], "not empty: it orders the tracks of a session")
+            faults.add_rows(
+                f"events.{name}",
+                mask(pc.is_null(table[name])) & mask(pc.is_valid(given)),
+                ids,
+                table[name],
+                "not empty: it orders the tracks of a session",
+            )
     if part.columns.get("engagement", Column("", ())).unit:
         table["engagement"] = _fraction(table["engagement"], table["track_id"], catalogue, faults)
     return pa.table({**table, "session": session})
@@ -94,20 +99,27 @@ def _events(raw: Raw, part: Part, sessions: pa.Table, catalogue: pa.Table, fault
 def _fraction(seconds: pa.Array, tracks: pa.Array, catalogue: pa.Table, faults: Faults) -> pa.Array:
     """Seconds played as a fraction of the track, at most 1; null where its length is unknown."""
     if "duration_s" not in catalogue.column_names:
-        faults.add("events.engagement", "every row", "a time played, of tracks without length",
-                   "a unit only if the catalogue has duration_s")
+        faults.add(
+            "events.engagement",
+            "every row",
+            "a time played, of tracks without length",
+            "a unit only if the catalogue has duration_s",
+        )
         return seconds
     at = pc.index_in(tracks, value_set=catalogue["track_id"].combine_chunks())
-    return pc.min_element_wise(pc.divide(seconds, catalogue["duration_s"].combine_chunks().take(at)), 1.0,
-                               skip_nulls=False)
+    return pc.min_element_wise(
+        pc.divide(seconds, catalogue["duration_s"].combine_chunks().take(at)), 1.0, skip_nulls=False
+    )
 
 
 def _join(sessions: pa.Table, events: pa.Table) -> pa.Table:
     """Sessions in the order of user and time, with the lists of their plays."""
     count = len(sessions)
     place = np.empty(count, dtype=np.int64)
-    order_S = pc.sort_indices(sessions.append_column("row", pa.array(np.arange(count))),
-                              [("user_id", "ascending"), ("started_at", "ascending"), ("row", "ascending")])
+    order_S = pc.sort_indices(
+        sessions.append_column("row", pa.array(np.arange(count))),
+        [("user_id", "ascending"), ("started_at", "ascending"), ("row", "ascending")],
+    )
     place[np.asarray(order_S, dtype=np.int64)] = np.arange(count)
     session_E = place[events["session"].to_numpy()]
     keys = [events[name].to_numpy() for name in ("position", "played_at") if name in events.column_names]
@@ -124,10 +136,18 @@ def _join(sessions: pa.Table, events: pa.Table) -> pa.Table:
 
 def _metadata(columns: ColumnMap, sessions: pa.Table, events: pa.Table, catalogue: pa.Table) -> Metadata:
     """Names in sorted order; a signal is declared if it was ever given."""
-    given = {name for table in (sessions, events) for name in table.column_names
-             if table[name].null_count < len(table)}
-    reports = {"engagement": {"engagement"}, "rating": {"rating"},
-               "valence": {"post_valence", "track_valence"}, "arousal": {"post_arousal", "track_arousal"}}
+    given = {
+        name
+        for table in (sessions, events)
+        for name in table.column_names
+        if table[name].null_count < len(table)
+    }
+    reports = {
+        "engagement": {"engagement"},
+        "rating": {"rating"},
+        "valence": {"post_valence", "track_valence"},
+        "arousal": {"post_arousal", "track_arousal"},
+    }
     context = columns.parts["sessions"].columns.get("context")
     modes = set(_names(sessions, "mode"))
     if "modes" in catalogue.column_names:
@@ -135,9 +155,14 @@ def _metadata(columns: ColumnMap, sessions: pa.Table, events: pa.Table, catalogu
     track = codes(events["track_id"])
     again = repeated(events["session"].to_numpy() * (track.max(initial=0) + 1) + track) & (track >= 0)
     return Metadata(
-        name=columns.name, modes=tuple(sorted(modes)), cohorts=tuple(_names(sessions, "cohort")),
-        context=context.names if context else (), repeats=bool(again.any()), embedding=columns.embedding_is,
-        signals={signal: KINDS[signal] for signal, names in reports.items() if given & names})
+        name=columns.name,
+        modes=tuple(sorted(modes)),
+        cohorts=tuple(_names(sessions, "cohort")),
+        context=context.names if context else (),
+        repeats=bool(again.any()),
+        embedding=columns.embedding_is,
+        signals={signal: KINDS[signal] for signal, names in reports.items() if given & names},
+    )
 
 
 def _names(table: pa.Table, column: str) -> list[str]:
