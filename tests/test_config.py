@@ -238,6 +238,14 @@ def test_the_published_utility_is_half_valence_half_arousal_both_up() -> None:
     assert not utility.standardise
 
 
+def test_choices_are_the_keys_of_the_parts_that_can_be_plugged_in() -> None:
+    from amrs.importers import IMPORTERS
+    from amrs.pairs import SAMPLERS
+
+    assert SETTINGS["data.name"].choices == tuple(IMPORTERS)
+    assert SETTINGS["preferences.sampler"].choices == tuple(SAMPLERS)
+
+
 def test_dry_run_is_read_and_is_no_setting() -> None:
     assert parse(["stage=bc", "--dry-run"]).dry_run
     assert not parse(["stage=bc"]).dry_run
