@@ -1,34 +1,29 @@
-"""From a session log on disk to batches: user splits, the flat event sequence, windows.
+"""The SessionDataModule shared by all stages: batches gathered from the flat log.
 
-A listener's history is one sequence of tokens: for each session a start token (what is known before
-the first track), then one token a play. The output at token n predicts what comes right after it.
-Shape suffixes: U users, S sessions, N tokens of the whole log, W windows, B batch, L window length,
-K tracks, F session features, Y targets.
+Shape suffixes: W windows, B batch, L window length, F session features, Y targets, Z labels.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import lightning as L
+import lightning
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from amrs.config.data import SplitConfig
+from amrs.histories import TARGETS, FlatLog, flatten, played_before
 from amrs.noise import uniform
+from amrs.rules import Rules
 from amrs.schema import SessionLog, read_log
+from amrs.splits import TRAIN, VALIDATION, split_halves, split_users
 
-TRAIN, VALIDATION, TEST = 0, 1, 2
-FEEDBACK = ("engagement", "rating", "track_valence", "track_arousal")
-"""What a play token carries besides its track; NaN where missing."""
-TARGETS = ("engagement", "rating", "valence", "arousal", "left", "rated", "reported")
-"""What the output before a play predicts about it; NaN where there is nothing to learn."""
-_SPLIT_PURPOSE, _HALF_PURPOSE = "split", "half"
+LABELS = (*TARGETS, "start_valence", "start_arousal", "end_valence", "end_arousal", "play")
+"""Everything a loss may be averaged over: targets, final reports asked for at a session's start and
+at its end, and plays."""
+_HIDE = 1
 
 
 class Batch(NamedTuple):
@@ -56,190 +51,8 @@ class Batch(NamedTuple):
     """`TARGETS` of the next play, NaN where unknown."""
     report_BL2: Tensor
     """The session's own final report (valence, arousal), at its start token and its last play only."""
-    normaliser_Y: Tensor
-    """Label counts of the whole optimiser step, per process and micro-batch; see `StepBatches`."""
-
-
-@dataclass
-class FlatLog:
-    """The whole log as flat tensors, in log order."""
-
-    user_S: Tensor
-    mode_S: Tensor
-    static_SF: Tensor
-    report_S2: Tensor
-    first_S: Tensor
-    """Index of each session's start token."""
-    length_S: Tensor
-    session_N: Tensor
-    track_N: Tensor
-    feedback_N4: Tensor
-    step_N: Tensor
-    next_track_N: Tensor
-    target_NY: Tensor
-    user_first_U: Tensor
-    """First token of each user."""
-    user_last_U: Tensor
-    """One past the last token of each user."""
-    row_U: Tensor
-    """First session of each user."""
-
-
-def _floats(column: pa.ChunkedArray) -> np.ndarray:
-    return np.asarray(pc.cast(column, pa.float32()).to_numpy(), dtype=np.float32)
-
-
-def _list_floats(column: pa.ChunkedArray) -> np.ndarray:
-    return _floats(pc.list_flatten(column))
-
-
-def _class_index(column: pa.ChunkedArray, names: tuple[str, ...]) -> np.ndarray:
-    """Class labels as int64, -1 for null (and for a data set that has no such classes)."""
-    if not names:
-        return np.full(len(column), -1, dtype=np.int64)
-    return np.asarray(pc.fill_null(column, -1).to_numpy(), dtype=np.int64)
-
-
-def _previous(values_S: np.ndarray, same_user_S: np.ndarray) -> np.ndarray:
-    """Each session's predecessor of the same user; NaN at a user's first session."""
-    shifted = np.full_like(values_S, np.nan)
-    shifted[1:] = values_S[:-1]
-    shifted[~same_user_S] = np.nan
-    return shifted
-
-
-def _hours(table: pa.Table, column: str) -> np.ndarray:
-    return np.asarray(pc.cast(table[column], pa.int64()).to_numpy(), dtype=np.float64) / 3.6e6
-
-
-def static_features(table: pa.Table, log: SessionLog, user_S: np.ndarray) -> np.ndarray:
-    """What is known when a session starts, as (S, F) with NaN where missing.
-
-    Mode and cohort (one-hot), pre-report, context, local hour (sine, cosine), hours since the last
-    session's start (log), number of earlier sessions (log), and of the last session its report and
-    whether the listener left. Nothing of the session's own plays, feedback or final report.
-    """
-    meta = log.metadata
-    same_user_S = np.r_[False, user_S[1:] == user_S[:-1]]
-    start_S = _hours(table, "started_at")
-    gap_S = _previous(start_S, same_user_S)
-    first_S = np.maximum.accumulate(np.where(same_user_S, 0, np.arange(len(user_S))))
-    offset_S = _floats(table["utc_offset_min"])
-    angle_S = (start_S + offset_S / 60) % 24 * (2 * np.pi / 24)
-    left = pc.cast(pc.equal(table["ended"], "left"), pa.float32())
-    columns = [
-        *np.eye(len(meta.modes) + 1, dtype=np.float32)[_class_index(table["mode"], meta.modes)].T[:-1],
-        *np.eye(len(meta.cohorts) + 1, dtype=np.float32)[_class_index(table["cohort"], meta.cohorts)].T[:-1],
-        _floats(table["pre_valence"]),
-        _floats(table["pre_arousal"]),
-        np.sin(angle_S),
-        np.cos(angle_S),
-        np.log1p(np.maximum(start_S - gap_S, 0)),
-        np.log1p(np.arange(len(user_S)) - first_S),
-        _previous(_floats(table["post_valence"]), same_user_S),
-        _previous(_floats(table["post_arousal"]), same_user_S),
-        _previous(np.asarray(left.to_numpy(), dtype=np.float32), same_user_S),
-    ]
-    context = _context(table["context"], len(meta.context))
-    return np.column_stack([np.stack(columns, 1), context]).astype(np.float32)
-
-
-def _context(column: pa.ChunkedArray, size: int) -> np.ndarray:
-    values = np.full((len(column), size), np.nan, dtype=np.float32)
-    if size:
-        known = np.asarray(pc.is_valid(column).to_numpy(), dtype=bool)
-        values[known] = _list_floats(column.drop_null()).reshape(-1, size)
-    return values
-
-
-def flatten(log: SessionLog) -> FlatLog:
-    """The log as flat tensors. Missing feedback stays NaN."""
-    table: pa.Table = log.sessions.with_format("arrow")[:]
-    tracks = pc.list_flatten(table["track_id"])
-    length_S = np.asarray(pc.list_value_length(table["track_id"]).to_numpy(), dtype=np.int64)
-    users = table["user_id"].combine_chunks().dictionary_encode()
-    user_S = np.asarray(users.indices.to_numpy(), dtype=np.int64)
-    first_S = np.r_[0, np.cumsum(length_S + 1)[:-1]]
-    count = int((length_S + 1).sum())
-    session_N = np.repeat(np.arange(len(length_S)), length_S + 1)
-    step_N = np.arange(count) - first_S[session_N]
-    play_N = step_N > 0
-    catalogue_ids = log.catalogue.with_format("arrow")[:]["track_id"].combine_chunks()
-    track_N = np.full(count, -1, dtype=np.int64)
-    track_N[play_N] = pc.index_in(tracks, value_set=catalogue_ids).to_numpy()
-    feedback_N4 = np.full((count, 4), np.nan, dtype=np.float32)
-    feedback_N4[play_N] = np.column_stack([_list_floats(table[name]) for name in FEEDBACK])
-    report_S2 = np.column_stack([_floats(table["post_valence"]), _floats(table["post_arousal"])])
-    row_U = np.flatnonzero(np.r_[True, user_S[1:] != user_S[:-1]])
-    user_first_U = first_S[row_U]
-    mode_S = _class_index(table["mode"], log.metadata.modes)
-    ended = table["ended"]
-    left_S = np.asarray(pc.cast(pc.equal(ended, "left"), pa.float32()).to_numpy(), dtype=np.float32)
-    next_track_N, target_NY = _targets(session_N, step_N, length_S, track_N, feedback_N4, report_S2, left_S)
-    static_SF = static_features(table, log, user_S)
-    arrays = (user_S, mode_S, static_SF, report_S2.astype(np.float32), first_S, length_S, session_N,
-              track_N, feedback_N4, step_N, next_track_N, target_NY, user_first_U,
-              np.r_[user_first_U[1:], count], row_U)  # fmt: skip
-    return FlatLog(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
-
-
-def _targets(
-    session_N: np.ndarray,
-    step_N: np.ndarray,
-    length_S: np.ndarray,
-    track_N: np.ndarray,
-    feedback_N4: np.ndarray,
-    report_S2: np.ndarray,
-    left_S: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Next track (N,) and `TARGETS` (N, Y) of the play that follows each token in its session.
-
-    Valence and arousal mean the report if the session ended after that play: the session's report
-    at its last play, a report right after the track elsewhere.
-    """
-    follows_N = step_N < length_S[session_N]
-    last_N = step_N == length_S[session_N] - 1
-    next_N = np.minimum(np.arange(len(step_N)) + 1, len(step_N) - 1)
-    next_track_N = np.where(follows_N, track_N[next_N], -1)
-    feedback = feedback_N4[next_N]
-    report_N2 = report_S2[session_N]
-    affect = np.where(last_N[:, None] & ~np.isnan(report_N2), report_N2, feedback[:, 2:])
-    left_N = np.where(last_N, left_S[session_N], 0.0)
-    rated_N = (~np.isnan(feedback[:, 1])).astype(np.float32)
-    reported_N = np.where(last_N, (~np.isnan(report_N2)).any(1), np.nan)
-    target_NY = np.column_stack([feedback[:, :2], affect, left_N, rated_N, reported_N]).astype(np.float32)
-    target_NY[~follows_N] = np.nan
-    return next_track_N, target_NY
-
-
-def _ranked(user_ids: list[str], seed: int, purpose: str) -> np.ndarray:
-    """Users in the order of a salted hash of their ids."""
-    digests = [hashlib.sha256(f"{purpose}:{seed}:{user}".encode()).digest() for user in user_ids]
-    return np.array(sorted(range(len(user_ids)), key=digests.__getitem__))
-
-
-def split_users(user_ids: list[str], config: SplitConfig) -> np.ndarray:
-    """TRAIN, VALIDATION or TEST for each user, as (U,): exact counts, at least one user each."""
-    count = len(user_ids)
-    if count < 3:
-        raise ValueError(f"{count} users cannot be split: training, validation and test need one each")
-    test = max(1, round(config.test * count))
-    validation = min(max(1, round(config.validation * count)), count - test - 1)
-    part_U = np.full(count, TRAIN, dtype=np.int64)
-    order = _ranked(user_ids, config.seed, _SPLIT_PURPOSE)
-    part_U[order[:test]] = TEST
-    part_U[order[test : test + validation]] = VALIDATION
-    return part_U
-
-
-def split_halves(user_ids: list[str], part_U: np.ndarray, seed: int) -> np.ndarray:
-    """0 (labeller) or 1 (judge) for each user, as (U,): disjoint halves within every part."""
-    half_U = np.zeros(len(user_ids), dtype=np.int64)
-    order = _ranked(user_ids, seed, _HALF_PURPOSE)
-    for part in (TRAIN, VALIDATION, TEST):
-        members = order[part_U[order] == part]
-        half_U[members[: len(members) // 2]] = 1
-    return half_U
+    normaliser_Z: Tensor
+    """Counts of `LABELS` in the whole optimiser step, per process and micro-batch; see `StepBatches`."""
 
 
 def windows(flat: FlatLog, users: Tensor, length: int) -> Tensor:
@@ -273,7 +86,8 @@ class StepBatches:
     units: int
     batch_size: int
     seed: int
-    collate: Callable[[Tensor, Tensor, int], NamedTuple]
+    collate: Callable[[Tensor, Tensor, int, int], NamedTuple]
+    """(units of the micro-batch, units of the step, deals, step) -> batch"""
     ranks: int = 1
     rank: int = 0
     accumulate: int = 1
@@ -295,5 +109,230 @@ class StepBatches:
             units = self.step_units(step)
             for micro in range(self.accumulate):
                 mine = units[micro * self.ranks + self.rank :: deals]
-                yield self.collate(mine, units, deals)
+                yield self.collate(mine, units, deals, step)
             step += 1
+
+
+@dataclass
+class Batches:
+    """Batches that are ready (Lightning takes a plain list for several loaders)."""
+
+    ready: list[NamedTuple]
+
+    def __iter__(self) -> Iterator[NamedTuple]:
+        return iter(self.ready)
+
+    def __len__(self) -> int:
+        return len(self.ready)
+
+
+class PairBatch(NamedTuple):
+    """B preference pairs; the prefix ends at the token whose output ranks the two tracks."""
+
+    prefix: Batch
+    played_BT: Tensor
+    """Tracks of the session before the play, -1 for none."""
+    chosen_B: Tensor
+    rejected_B: Tensor
+    du_B: Tensor
+    """Predicted utility of chosen minus rejected, above 0."""
+    ref_chosen_B: Tensor
+    """Copycat's log-probability of the chosen track, in nats."""
+    ref_rejected_B: Tensor
+    count: Tensor
+    """Pairs in the whole optimiser step, per process and micro-batch."""
+
+
+class SessionDataModule(lightning.LightningDataModule):
+    """Session logs for every stage: user splits, windows, prefixes, pairs.
+
+    Args:
+        log_dir: folder of a validated session log (never the platform's hidden truth).
+        split: the user split.
+        history: tokens in a window.
+        users: "all" training and validation users, or the "labeller" or "judge" half of them.
+        batch_size: windows (or pairs) per optimiser step over all ranks and accumulation steps.
+        seed: seeds shuffling and hiding.
+        hide_feedback: share of sessions whose own feedback is hidden.
+        pairs: columns of a preference data set; batches are then pairs instead of windows.
+    """
+
+    def __init__(
+        self,
+        log_dir: Path,
+        split: SplitConfig,
+        history: int,
+        users: str = "all",
+        batch_size: int = 32,
+        seed: int = 0,
+        hide_feedback: float = 0.0,
+        pairs: dict[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.log: SessionLog = read_log(log_dir)
+        self.flat: FlatLog = flatten(self.log)
+        self.history, self.batch_size, self.seed = history, batch_size, seed
+        self.hide_feedback, self.pairs = hide_feedback, pairs
+        part_U = split_users(self.flat.user_ids, split)
+        half_U = split_halves(self.flat.user_ids, part_U, split.seed)
+        keep_U = np.ones_like(half_U, bool) if users == "all" else half_U == (users == "judge")
+        self.part_U, self.half_U = torch.from_numpy(part_U), torch.from_numpy(half_U)
+        self.part_S = self.part_U[self.flat.user_S]
+        self.used_U = torch.from_numpy(keep_U)
+        self._cumulative_NZ = _cumulative_labels(self.flat)
+
+    @property
+    def tracks(self) -> int:
+        """Tracks in the catalogue."""
+        return len(self.log.catalogue)
+
+    @property
+    def embedding_KE(self) -> Tensor:
+        """The catalogue's embeddings, as in the log."""
+        column = self.log.catalogue.with_format("arrow")[:]["embedding"]
+        return torch.tensor(column.combine_chunks().flatten().to_numpy()).reshape(self.tracks, -1)
+
+    def rules(self) -> Rules:
+        """Which tracks may be played when: the catalogue's modes, and no repeats unless logs have them."""
+        modes = self.log.metadata.modes
+        mode_MK = torch.ones(len(modes) + 1, self.tracks, dtype=torch.bool)
+        for k, allowed in enumerate(self.log.catalogue["modes"]):
+            if allowed is not None:
+                mode_MK[:-1, k] = torch.tensor([mode in allowed for mode in modes], dtype=torch.bool)
+        return Rules(mode_MK, self.log.metadata.repeats)
+
+    def plays(self, part: int) -> Tensor:
+        """Plays of each track by the part's users, as (K,)."""
+        rows_S = torch.zeros(len(self.part_S), dtype=torch.bool)
+        rows_S[self.rows(part)] = True
+        track_P = self.flat.track_N[rows_S[self.flat.session_N] & (self.flat.track_N >= 0)]
+        return torch.bincount(track_P, minlength=self.tracks)
+
+    def users(self, part: int) -> Tensor:
+        """Users of a part that this module may use, as int64 indices."""
+        return torch.nonzero((self.part_U == part) & self.used_U)[:, 0]
+
+    def rows(self, part: int) -> Tensor:
+        """Sessions of the part's users, as int64 rows of the log."""
+        keep_S = (self.part_S == part) & self.used_U[self.flat.user_S]
+        return torch.nonzero(keep_S)[:, 0]
+
+    def windows(self, part: int) -> Tensor:
+        """Windows (W, 3) over the histories of the part's users."""
+        return windows(self.flat, self.users(part), self.history)
+
+    def label_counts(self, window_W3: Tensor) -> Tensor:
+        """Counts of `LABELS` in each window's counted tokens, as (W, Z)."""
+        return self._cumulative_NZ[window_W3[:, 1]] - self._cumulative_NZ[window_W3[:, 2]]
+
+    def gather(self, window_B3: Tensor, hidden_seed: int | None = None) -> Batch:
+        """The windows as a padded batch; feedback of some sessions hidden if a seed is given."""
+        flat, (begin_B, end_B, counted_B) = self.flat, window_B3.unbind(1)
+        length = int((end_B - begin_B).max())
+        index_BL = begin_B[:, None] + torch.arange(length)
+        valid_BL = index_BL < end_B[:, None]
+        index_BL = index_BL.where(valid_BL, 0)
+        session_BL = flat.session_N[index_BL]
+        hidden_BL = torch.zeros_like(valid_BL)
+        if hidden_seed is not None and self.hide_feedback > 0:
+            draw_BL = uniform(self.seed, _HIDE, hidden_seed, session_BL)
+            hidden_BL = (draw_BL < self.hide_feedback) & valid_BL
+        step_BL = flat.step_N[index_BL]
+        edge_BL = (step_BL == 0) | (step_BL == flat.length_S[session_BL])
+        nan = float("nan")
+        known_BL = (valid_BL & ~hidden_BL)[..., None]
+        return Batch(
+            static_BLF=flat.static_SF[session_BL],
+            track_BL=flat.track_N[index_BL].where(valid_BL, -1),
+            feedback_BL4=flat.feedback_N4[index_BL].where(known_BL, nan),
+            hidden_BL=hidden_BL,
+            valid_BL=valid_BL,
+            counts_BL=valid_BL & (index_BL >= counted_B[:, None]),
+            next_track_BL=flat.next_track_N[index_BL].where(valid_BL, -1),
+            mode_BL=flat.mode_S[session_BL],
+            step_BL=step_BL,
+            target_BLY=flat.target_NY[index_BL].where(valid_BL[..., None], nan),
+            report_BL2=flat.report_S2[session_BL].where((valid_BL & edge_BL)[..., None], nan),
+            normaliser_Z=torch.ones(len(LABELS)),
+        )
+
+    def prefix(
+        self,
+        row_B: Tensor,
+        step_B: Tensor | int = 0,
+        length: int | None = None,
+        hide_own: bool = False,
+    ) -> Batch:
+        """What came before play `step_B` (from 0) of sessions `row_B`; the last valid token asks.
+
+        At most `length` tokens (default `history`); nothing of the play itself or later is in it. With
+        `hide_own` the session's own tracks are known and the feedback to them is not.
+        """
+        asks_B = self.flat.first_S[row_B] + step_B
+        first_B = self.flat.user_first_U[self.flat.user_S[row_B]]
+        begin_B = torch.maximum(first_B, asks_B + 1 - (length or self.history))
+        batch = self.gather(torch.stack([begin_B, asks_B + 1, asks_B], 1))
+        if not hide_own:
+            return batch
+        from_end_BL = batch.valid_BL.sum(1, keepdim=True) - 1 - torch.arange(batch.valid_BL.shape[1])
+        own_BL = batch.valid_BL & (from_end_BL <= torch.as_tensor(step_B).reshape(-1, 1))
+        feedback_BL4 = batch.feedback_BL4.masked_fill(own_BL[..., None], torch.nan)
+        return batch._replace(feedback_BL4=feedback_BL4, hidden_BL=own_BL)
+
+    def train_dataloader(self) -> StepBatches:
+        """Endless micro-batches from the current optimiser step on."""
+        trainer = self.trainer
+        assert trainer is not None
+        deals = trainer.world_size * trainer.accumulate_grad_batches
+        if self.batch_size < deals:
+            raise ValueError(
+                f"batch_size={self.batch_size} cannot be split over {trainer.world_size} processes x "
+                f"{trainer.accumulate_grad_batches} accumulation steps: raise it to {deals} or more"
+            )
+        units, collate = self._units(TRAIN)
+        return StepBatches(
+            units, self.batch_size, self.seed, collate, trainer.world_size, trainer.global_rank,
+            trainer.accumulate_grad_batches, trainer.global_step,
+        )  # fmt: skip
+
+    def val_dataloader(self) -> "Batches":
+        """This rank's share of the validation users' windows (or pairs), in batches."""
+        trainer = self.trainer
+        assert trainer is not None
+        units, collate = self._units(VALIDATION)
+        mine = torch.arange(units)[trainer.global_rank :: trainer.world_size]
+        return Batches([collate(part, part, 1, -1) for part in mine.split(self.batch_size)])
+
+    def _units(self, part: int) -> tuple[int, Callable[[Tensor, Tensor, int, int], NamedTuple]]:
+        if self.pairs is not None:
+            chosen = torch.nonzero(self.pairs["part"] == part)[:, 0]
+            return len(chosen), lambda mine, step, deals, _: self._pair_batch(
+                chosen[mine], len(step) / deals
+            )
+        window_W3 = self.windows(part)
+        counts_WZ = self.label_counts(window_W3)
+
+        def collate(mine: Tensor, step_units: Tensor, deals: int, step: int) -> Batch:
+            normaliser_Z = counts_WZ[step_units].sum(0).clamp(min=1) / deals
+            return self.gather(window_W3[mine], hidden_seed=step)._replace(normaliser_Z=normaliser_Z)
+
+        return len(window_W3), collate
+
+    def _pair_batch(self, pair_B: Tensor, count: float) -> PairBatch:
+        columns: dict[str, Any] = {name: values[pair_B] for name, values in (self.pairs or {}).items()}
+        prefix = self.prefix(columns["row"], columns["step"])
+        played_BT = played_before(self.flat, columns["row"], columns["step"])
+        return PairBatch(
+            prefix, played_BT, columns["chosen"], columns["rejected"], columns["du"], columns["ref_chosen"],
+            columns["ref_rejected"], torch.tensor(count),
+        )  # fmt: skip
+
+
+def _cumulative_labels(flat: FlatLog) -> Tensor:
+    """Labels before each token, as (N + 1, Z): a window's counts are one subtraction."""
+    known_N2 = ~flat.report_S2[flat.session_N].isnan()
+    start_N = (flat.step_N == 0)[:, None]
+    end_N = (flat.step_N == flat.length_S[flat.session_N])[:, None]
+    labels = [~flat.target_NY.isnan(), known_N2 & start_N, known_N2 & end_N, flat.next_track_N[:, None] >= 0]
+    counts_NZ = torch.cat(labels, 1).cumsum(0, dtype=torch.int32)
+    return torch.cat([torch.zeros(1, counts_NZ.shape[1], dtype=torch.int32), counts_NZ])

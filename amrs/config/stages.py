@@ -132,16 +132,17 @@ class DpoConfig:
 class EvaluateConfig:
     splits: int = 1
     """Monte Carlo splits by user (data.split.seed, +1, ...), 1 or more."""
-    horizon: int = 10
-    """Tracks imagined from a session's start, 1 or more."""
+    horizon: int | None = None
+    """Tracks imagined from a session's start, 1 or more; null is the median length of logged sessions."""
     sessions: int = 400
     """Test sessions rolled out for each policy, spread evenly over test users; 1 or more."""
     bootstrap: int = 1000
     """Bootstrap draws of users for each interval, 100 or more."""
 
     def __post_init__(self) -> None:
-        for key in ("splits", "horizon", "sessions"):
+        for key in ("splits", "sessions"):
             check(getattr(self, key) >= 1, f"evaluate.{key}", getattr(self, key), "1 or more")
+        check(self.horizon is None or self.horizon >= 1, "evaluate.horizon", self.horizon, "1 or more, or null")
         check(self.bootstrap >= 100, "evaluate.bootstrap", self.bootstrap, "100 or more")
 
 

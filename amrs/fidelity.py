@@ -1,0 +1,137 @@
+"""How well the world model predicts held-out listeners, next to what a statistician would use.
+
+Shape suffixes: N labels, G grid points of a distribution, B batch.
+"""
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amrs import baselines, metrics
+from amrs.data import SessionDataModule
+from amrs.models.world_model import WorldModel
+from amrs.report import Row
+from amrs.splits import TEST
+from amrs.targets import Target, targets, training_mean
+
+Known = Literal["forecast", "tracks", "nowcast"]
+GRID_G = np.linspace(0, 1, 101)
+_BATCH = 256
+_LEVEL = 0.8
+
+
+class Predicted(NamedTuple):
+    """Predictions of one signal, one per label."""
+
+    mean_N: np.ndarray
+    cdf_NG: np.ndarray
+    """Predictive distribution: the mixture over members, on `GRID_G`."""
+
+
+@torch.inference_mode()
+def predict(
+    model: WorldModel, data: SessionDataModule, signal: str, label: Target, known: Known = "tracks"
+) -> Predicted:
+    """The ensemble's prediction of each label from what is known by then.
+
+    Valence and arousal: "forecast" at the session's start, "tracks" given its list of tracks without any
+    feedback to them, "nowcast" after its last track with its feedback. Engagement and rating: given the
+    track and everything before it.
+    """
+    model.eval()
+    kind = model.ensemble[0].kinds[signal]
+    grid_G = torch.from_numpy(GRID_G).float()
+    means, cdfs = [], []
+    row_N, step_N = torch.from_numpy(label.row), torch.from_numpy(label.step)
+    affect = signal in ("valence", "arousal")
+    for index in torch.arange(len(row_N)).split(_BATCH):
+        params = _ask(model, data, row_N[index], step_N[index], known if affect else None)[signal]
+        means.append(model.mean(signal, params))
+        cdfs.append(torch.stack([kind.cdf(p, grid_G) for p in params]).mean(0))
+    return Predicted(torch.cat(means).double().numpy(), torch.cat(cdfs).double().numpy())
+
+
+def _ask(
+    model: WorldModel, data: SessionDataModule, row_B: Tensor, step_B: Tensor, known: Known | None
+) -> dict[str, list[Tensor]]:
+    if known == "forecast":
+        batch, moment = data.prefix(row_B), "start"
+    elif known == "nowcast":
+        batch, moment = data.prefix(row_B, step_B + 1), "end"
+    else:
+        batch, moment = data.prefix(row_B, step_B, hide_own=known == "tracks"), "track"
+    last_BL = torch.zeros_like(batch.valid_BL)
+    last_BL[torch.arange(len(row_B)), batch.valid_BL.sum(1) - 1] = True
+    return model.predict(batch, last_BL, moment)
+
+
+def fidelity_rows(model: WorldModel, data: SessionDataModule, seed: int, draws: int) -> list[Row]:
+    """Rows of section `fidelity`: the world model and the baselines on test users."""
+    labels = targets(data.log)
+    part_S = data.part_S.numpy().astype(np.int8)
+    means = training_mean(labels, part_S)
+    others = baselines.predict(data.log, part_S, seed=seed)
+    rows = []
+    for signal, label in labels.items():
+        test_N = part_S[label.row] == TEST
+        held_out = Target(*(getattr(label, name)[test_N] for name in label.__dataclass_fields__))
+        predicted = predict(model, data, signal, held_out)
+        for subject, found in {"world_model": predicted.mean_N,
+                               **{name: p[signal][test_N] for name, p in others.items()}}.items():  # fmt: skip
+            rows += _score(subject, signal, held_out, found, means[signal], data, seed, draws)
+        rows += _distribution_rows(signal, held_out, predicted, seed, draws)
+    return rows
+
+
+def _groups(label: Target, data: SessionDataModule) -> Iterator[tuple[str, np.ndarray]]:
+    meta = data.log.metadata
+    yield "all", np.ones(len(label.value), bool)
+    for code, name in enumerate(meta.cohorts):
+        yield f"cohort:{name}", label.cohort == code
+    for code, name in enumerate(meta.modes):
+        yield f"mode:{name}", label.mode == code
+
+
+def _score(
+    subject: str, signal: str, label: Target, mean_N: np.ndarray, train_mean: float,
+    data: SessionDataModule, seed: int, draws: int,
+) -> list[Row]:  # fmt: skip
+    """Point figures of one subject, in all and by cohort and mode."""
+    rows = []
+    for group, in_group_N in _groups(label, data):
+        keep_N = in_group_N & ~np.isnan(mean_N)
+        if not keep_N.any():
+            continue
+        y_N, p_N, user_N = label.value[keep_N], mean_N[keep_N], label.user[keep_N]
+        if signal == "rating":
+            found = {"auroc": (metrics.auroc_interval(y_N, p_N, user_N, min(draws, 200), seed), "area")}
+        else:
+            found = {
+                "r2": (metrics.r2_interval(y_N, p_N, train_mean, user_N, draws, seed), "fraction"),
+                "mae": (metrics.mae_interval(y_N, p_N, user_N, draws, seed), "scale points"),
+            }
+        rows += [
+            Row("fidelity", subject, signal, metric, "mean", group, *estimate, unit)
+            for metric, (estimate, unit) in found.items()
+        ]
+    return rows
+
+
+def _distribution_rows(signal: str, label: Target, predicted: Predicted, seed: int, draws: int) -> list[Row]:
+    """Calibration of the world model's distributions: how far they may be trusted, not only their means."""
+    y_N, user_N = label.value, label.user
+    if signal == "rating":
+        value = metrics.ece(y_N, predicted.mean_N)
+        return [Row("fidelity", "world_model", signal, "ece", "mean", "all", value, None, None, len(y_N), "fraction")]
+    low_N, high_N = metrics.interval_from_cdf(predicted.cdf_NG, GRID_G, _LEVEL)
+    found = {
+        "crps": (metrics.mean_interval(metrics.crps(y_N, predicted.cdf_NG, GRID_G), user_N, draws, seed), "scale points"),
+        "coverage_80": (metrics.mean_interval(metrics.coverage(y_N, low_N, high_N), user_N, draws, seed), "fraction"),
+    }
+    return [
+        Row("fidelity", "world_model", signal, metric, "mean", "all", *estimate, unit)
+        for metric, (estimate, unit) in found.items()
+    ]

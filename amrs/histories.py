@@ -1,0 +1,157 @@
+"""A session log as one flat sequence of tokens.
+
+A listener's history is one sequence: for each session a start token (what is known before the first
+track), then one token a play. The output at token n predicts what comes right after it.
+Shape suffixes: U users, S sessions, N tokens of the whole log, F session features, Y targets.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amrs.schema import SessionLog
+from amrs.targets import AFFECT, Columns, columns
+
+FEEDBACK = ("engagement", "rating", "track_valence", "track_arousal")
+"""What a play token carries besides its track; NaN where missing."""
+TARGETS = ("engagement", "rating", "valence", "arousal", "left", "rated", "reported")
+"""What the output before a play predicts about it; NaN where there is nothing to learn."""
+
+
+@dataclass
+class FlatLog:
+    """The whole log as flat tensors, in log order; codes are -1 and values NaN where null."""
+
+    user_ids: list[str]
+    """Users are numbered in the order of the log."""
+    user_S: Tensor
+    mode_S: Tensor
+    cohort_S: Tensor
+    static_SF: Tensor
+    """Session features; see `static_features`."""
+    report_S2: Tensor
+    """Final report (valence, arousal) of each session."""
+    pre_report_S2: Tensor
+    first_S: Tensor
+    """Index of each session's start token."""
+    length_S: Tensor
+    session_N: Tensor
+    track_N: Tensor
+    """-1 at session starts."""
+    feedback_N4: Tensor
+    """`FEEDBACK` of each play."""
+    step_N: Tensor
+    """Plays of the session up to and including the token; 0 at its start."""
+    next_track_N: Tensor
+    """Track played right after the token in its session, -1 where none."""
+    target_NY: Tensor
+    """`TARGETS` of that play."""
+    user_first_U: Tensor
+    """First token of each user."""
+    user_last_U: Tensor
+    """One past the last token of each user."""
+    row_U: Tensor
+    """First session of each user."""
+
+
+def _previous(values_S: np.ndarray, same_user_S: np.ndarray) -> np.ndarray:
+    """Each session's predecessor of the same user; NaN at a user's first session."""
+    shifted = np.full_like(values_S, np.nan)
+    shifted[1:] = values_S[:-1]
+    shifted[~same_user_S] = np.nan
+    return shifted
+
+
+def static_features(flat: Columns, modes: int, cohorts: int) -> np.ndarray:
+    """What is known when a session starts, as (S, F) with NaN where missing.
+
+    Mode and cohort (one-hot), pre-report, local hour (sine, cosine), hours since the last session's start
+    (log), number of earlier sessions (log), of the last session its report and whether the listener left,
+    and context. Nothing of the session's own plays, feedback or final report.
+    """
+    user_S = flat.user_S
+    same_user_S = np.r_[False, user_S[1:] == user_S[:-1]]
+    start_S = flat.start_S / 3.6e6
+    gap_S = start_S - _previous(start_S, same_user_S)
+    first_S = np.maximum.accumulate(np.where(same_user_S, 0, np.arange(len(user_S))))
+    angle_S = (start_S + flat.offset_S / 60) % 24 * (2 * np.pi / 24)
+    columns = [
+        *np.eye(modes + 1)[flat.mode_S].T[:-1],
+        *np.eye(cohorts + 1)[flat.cohort_S].T[:-1],
+        flat.session_S["pre_valence"],
+        flat.session_S["pre_arousal"],
+        np.sin(angle_S),
+        np.cos(angle_S),
+        np.log1p(np.maximum(gap_S, 0)),
+        np.log1p(np.arange(len(user_S)) - first_S),
+        *(_previous(flat.session_S[name], same_user_S) for name in ("post_valence", "post_arousal", "left")),
+    ]
+    return np.column_stack([np.stack(columns, 1), flat.context_SC]).astype(np.float32)
+
+
+def flatten(log: SessionLog) -> FlatLog:
+    """The log as flat tensors. Missing feedback stays NaN."""
+    flat = columns(log)
+    length_S, user_S = flat.length_S, flat.user_S
+    first_S = flat.first_S + np.arange(len(length_S))
+    count = int((length_S + 1).sum())
+    session_N = np.repeat(np.arange(len(length_S)), length_S + 1)
+    step_N = np.arange(count) - first_S[session_N]
+    play_N = step_N > 0
+    track_N = np.full(count, -1, dtype=np.int64)
+    track_N[play_N] = flat.track_N
+    feedback_N4 = np.full((count, len(FEEDBACK)), np.nan, dtype=np.float32)
+    feedback_N4[play_N] = np.column_stack([flat.play_N[name] for name in FEEDBACK])
+    report_S2, pre_S2 = (
+        np.column_stack([flat.session_S[f"{when}_{name}"] for name in AFFECT]) for when in ("post", "pre")
+    )
+    row_U = np.flatnonzero(np.r_[True, user_S[1:] != user_S[:-1]])
+    user_first_U = first_S[row_U]
+    next_track_N, target_NY = _targets(
+        session_N, step_N, length_S, track_N, feedback_N4, report_S2, flat.session_S["left"]
+    )
+    static_SF = static_features(flat, len(log.metadata.modes), len(log.metadata.cohorts))
+    arrays = (user_S, flat.mode_S, flat.cohort_S, static_SF, report_S2, pre_S2, first_S, length_S, session_N,
+              track_N, feedback_N4, step_N, next_track_N, target_NY, user_first_U,
+              np.r_[user_first_U[1:], count], row_U)  # fmt: skip
+    user_ids = [log.sessions["user_id"][row] for row in row_U.tolist()]
+    return FlatLog(user_ids, *(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
+
+
+def _targets(
+    session_N: np.ndarray,
+    step_N: np.ndarray,
+    length_S: np.ndarray,
+    track_N: np.ndarray,
+    feedback_N4: np.ndarray,
+    report_S2: np.ndarray,
+    left_S: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Next track (N,) and `TARGETS` (N, Y) of the play that follows each token in its session.
+
+    Valence and arousal mean the report if the session ended after that play: the session's report
+    at its last play, a report right after the track elsewhere.
+    """
+    follows_N = step_N < length_S[session_N]
+    last_N = step_N == length_S[session_N] - 1
+    next_N = np.minimum(np.arange(len(step_N)) + 1, len(step_N) - 1)
+    next_track_N = np.where(follows_N, track_N[next_N], -1)
+    feedback = feedback_N4[next_N]
+    report_N2 = report_S2[session_N]
+    affect = np.where(last_N[:, None] & ~np.isnan(report_N2), report_N2, feedback[:, 2:])
+    left_N = np.where(last_N, left_S[session_N], 0.0)
+    rated_N = (~np.isnan(feedback[:, 1])).astype(np.float32)
+    reported_N = np.where(last_N, (~np.isnan(report_N2)).any(1), np.nan)
+    target_NY = np.column_stack([feedback[:, :2], affect, left_N, rated_N, reported_N]).astype(np.float32)
+    target_NY[~follows_N] = np.nan
+    return next_track_N, target_NY
+
+
+def played_before(flat: FlatLog, row_B: Tensor, step_B: Tensor) -> Tensor:
+    """Tracks of the session before play `step_B`, as (B, T), -1 for none."""
+    t_T = torch.arange(int(step_B.max()) if len(step_B) else 0)
+    inside_BT = t_T < step_B[:, None]
+    token_BT = (flat.first_S[row_B][:, None] + 1 + t_T).where(inside_BT, 0)
+    return flat.track_N[token_BT].where(inside_BT, -1)

@@ -1,0 +1,131 @@
+"""The world model as an environment: listeners that are imagined.
+
+Shape suffixes: B rollouts, G rollouts of one member, D width, F session features.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from amrs.data import SessionDataModule
+from amrs.models.transformer import Cache, HistoryEncoder
+from amrs.models.world_model import WorldModel, WorldModelMember
+from amrs.noise import uniform
+from amrs.rollout import Feedback
+
+MEMBER, ENGAGEMENT, RATED, RATING, LEFT = range(200, 205)
+"""Purposes of random draws."""
+
+
+@dataclass
+class Mind:
+    """A history as an encoder has read it."""
+
+    h_BD: Tensor
+    """What the history says about the next play."""
+    cache: Cache
+    static_BF: Tensor
+    mode_B: Tensor
+
+
+class HistoryReader:
+    """Reads logged histories and then what happens in a rollout, one token at a time.
+
+    Args:
+        encoder: put in eval mode: no dropout in simulation.
+        data: where logged histories come from.
+        horizon: tracks for which room is kept, so that logged history and rollout together never
+            exceed `model.history` tokens.
+    """
+
+    def __init__(self, encoder: HistoryEncoder, data: SessionDataModule, horizon: int) -> None:
+        if horizon >= encoder.config.history:
+            raise ValueError(
+                f"a horizon of {horizon} tracks needs model.history above it, not {encoder.config.history}"
+            )
+        self.encoder, self.data, self.horizon = encoder.eval(), data, horizon
+
+    def start(self, row_B: Tensor) -> Mind:
+        """Read each session's history and its start token."""
+        batch = self.data.prefix(row_B, length=self.encoder.config.history - self.horizon)
+        h_BD, cache = self.encoder.prefill(batch, self.horizon)
+        return Mind(h_BD, cache, self.data.flat.static_SF[row_B], self.data.flat.mode_S[row_B])
+
+    def append(self, mind: Mind, track_B: Tensor, feedback: Feedback) -> Mind:
+        """Read one more play."""
+        missing_B = torch.full_like(feedback.engagement_B, torch.nan)
+        values_B4 = torch.stack([feedback.engagement_B, feedback.rating_B, missing_B, missing_B], 1)
+        hidden_B1 = torch.zeros(len(track_B), 1, dtype=torch.bool)
+        token_B1D = self.encoder.tokens(
+            mind.static_BF[:, None], track_B[:, None], values_B4[:, None], hidden_B1
+        )
+        return Mind(self.encoder.append(token_B1D[:, 0], mind.cache), mind.cache, mind.static_BF, mind.mode_B)
+
+
+@dataclass
+class _Group:
+    """The rollouts that live in one member of the ensemble."""
+
+    member: WorldModelMember
+    reader: HistoryReader
+    index_G: Tensor
+    key_G: Tensor
+    mind: Mind
+
+
+class ImaginedListeners:
+    """The world model as an environment: each rollout lives in one member, drawn by its key.
+
+    Expected signals are the member's expectations, so an average over rollouts is one over members.
+    """
+
+    def __init__(self, model: WorldModel, data: SessionDataModule, horizon: int) -> None:
+        self.members = model.ensemble
+        self.readers = [HistoryReader(member.encoder, data, horizon) for member in self.members]
+        for member in self.members:
+            member.eval()
+
+    @torch.inference_mode()
+    def start(self, row_B: Tensor, key_B: Tensor) -> list[_Group]:
+        """Listeners as sessions `row_B` of the log start."""
+        member_B = (uniform(key_B, MEMBER) * len(self.members)).long()
+        groups = []
+        for m, (member, reader) in enumerate(zip(self.members, self.readers, strict=True)):
+            index_G = torch.nonzero(member_B == m)[:, 0]
+            if len(index_G):
+                mind = reader.start(row_B[index_G])
+                groups.append(_Group(member, reader, index_G, key_B[index_G], mind))
+        return groups
+
+    @torch.inference_mode()
+    def step(
+        self, state: list[_Group], track_B: Tensor, t: int
+    ) -> tuple[list[_Group], Feedback, dict[str, Tensor]]:
+        """Sampled feedback is fed back: mean feedback would hide variance."""
+        feedback = Feedback(*(torch.empty(len(track_B)) for _ in range(2)), torch.empty(len(track_B)).bool())
+        expected: dict[str, Tensor] = {}
+        groups = []
+        for group in state:
+            track_G, index_G = track_B[group.index_G], group.index_G
+            params = group.member.answer(group.mind.h_BD, group.member.candidates(track_G))
+            sampled = _sample(group.member, params, group.key_G, t)
+            for whole, part in zip(feedback, sampled, strict=True):
+                whole[index_G] = part
+            for name, kind in group.member.kinds.items():
+                whole = expected.setdefault(name, torch.empty(len(track_B)))
+                whole[index_G] = kind.mean(params[name])
+            mind = group.reader.append(group.mind, track_G, sampled)
+            groups.append(_Group(group.member, group.reader, index_G, group.key_G, mind))
+        return groups, feedback, expected
+
+
+def _sample(member: WorldModelMember, params: dict[str, Tensor], key_G: Tensor, t: int) -> Feedback:
+    def draw(name: str, purpose: int) -> Tensor:
+        if name not in params:
+            return torch.full(key_G.shape, torch.nan)
+        return member.kinds[name].sample(params[name], uniform(key_G, t, purpose))
+
+    rated_G = draw("rated", RATED) > 0.5
+    rating_G = draw("rating", RATING).where(rated_G, torch.nan)
+    return Feedback(draw("engagement", ENGAGEMENT), rating_G, draw("left", LEFT) > 0.5)

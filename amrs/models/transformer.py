@@ -1,0 +1,164 @@
+"""Causal transformer over listening histories, with a key-value cache for rollouts.
+
+Sequences are right-padded: under a causal mask nothing valid ever attends to padding.
+Shape suffixes: B batch, L tokens, D width, H heads, E embedding, F session features, C cache slots.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amrs.config.groups import ModelConfig
+from amrs.data import Batch
+from amrs.histories import FEEDBACK
+
+
+@dataclass
+class Cache:
+    """Keys and values of what was read so far; `length_B` slots of each listener are filled."""
+
+    keys: list[Tensor]
+    """Per layer (B, H, C, D / H)."""
+    values: list[Tensor]
+    length_B: Tensor
+
+
+def _rotate(x_BHLd: Tensor, position_BL: Tensor) -> Tensor:
+    """Rotary position embedding (Su et al. 2021, eq. 34), half-split form."""
+    half = x_BHLd.shape[-1] // 2
+    frequency = 10_000.0 ** (-torch.arange(half, device=x_BHLd.device) / half)
+    angle = (position_BL[:, None, :, None] * frequency).to(x_BHLd.dtype)
+    a, b = x_BHLd[..., :half], x_BHLd[..., half:]
+    return torch.cat([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, each with a residual."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads, self.rope = config.heads, config.positions == "rope"
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def _project(self, x_BLD: Tensor, position_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        parts = self.qkv(self.norm_attention(x_BLD)).chunk(3, -1)
+        q, k, v = (p.unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in parts)
+        if self.rope:
+            q, k = _rotate(q, position_BL), _rotate(k, position_BL)
+        return q, k, v
+
+    def _finish(self, x_BLD: Tensor, attended_BHLd: Tensor) -> Tensor:
+        x_BLD = x_BLD + self.dropout(self.out(attended_BHLd.transpose(1, 2).flatten(2)))
+        return x_BLD + self.dropout(self.mlp(self.norm_mlp(x_BLD)))
+
+    def forward(self, x_BLD: Tensor, position_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The block's output and its keys and values, for a cache."""
+        q, k, v = self._project(x_BLD, position_BL)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self._finish(x_BLD, attended), k, v
+
+    def append(self, x_BD: Tensor, keys: Tensor, values: Tensor, length_B: Tensor) -> Tensor:
+        """The block's output for one more token; writes its key and value into slot `length_B`."""
+        q, k, v = self._project(x_BD[:, None], length_B[:, None])
+        row_B = torch.arange(len(x_BD), device=x_BD.device)
+        keys[row_B, :, length_B], values[row_B, :, length_B] = k[:, :, 0], v[:, :, 0]
+        seen_BC = torch.arange(keys.shape[2], device=x_BD.device) <= length_B[:, None]
+        attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen_BC[:, None, None])
+        return self._finish(x_BD[:, None], attended)[:, 0]
+
+
+class HistoryEncoder(nn.Module):
+    """A listener's history to one vector per token; tracks enter by content only.
+
+    Args:
+        config: the transformer's shape.
+        static_size: F, session features of a token (NaN where missing).
+        embedding_KE: the catalogue's embeddings; not part of the state dict.
+    """
+
+    static_mean: Tensor
+    static_std: Tensor
+    embedding_KE: Tensor
+
+    def __init__(self, config: ModelConfig, static_size: int, embedding_KE: Tensor) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("static_mean", torch.zeros(static_size))
+        self.register_buffer("static_std", torch.ones(static_size))
+        self.set_catalogue(embedding_KE)
+        inputs = 2 * static_size + 3 * embedding_KE.shape[1] + 2 * len(FEEDBACK) + 2
+        self.embed = nn.Sequential(
+            nn.Linear(inputs, 2 * config.width), nn.GELU(), nn.Linear(2 * config.width, config.width)
+        )
+        self.position = nn.Embedding(config.history, config.width) if config.positions == "learned" else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+
+    def set_catalogue(self, embedding_KE: Tensor) -> None:
+        """Standardise by one scalar per catalogue: cosines and relative sizes stay as they are."""
+        scaled = (embedding_KE - embedding_KE.mean(0)) / embedding_KE.std().clamp(min=1e-6)
+        self.register_buffer("embedding_KE", scaled.float(), persistent=False)
+
+    def fit_statistics(self, static_SF: Tensor) -> None:
+        """Mean and spread of the session features, from training sessions only."""
+        known = ~static_SF.isnan()
+        count = known.sum(0).clamp(min=1)
+        mean = static_SF.nan_to_num().sum(0) / count
+        variance = ((static_SF - mean).nan_to_num() ** 2).sum(0) / count
+        self.static_mean.copy_(mean)
+        self.static_std.copy_(variance.sqrt().clamp(min=1e-3))
+
+    def tokens(self, static_BLF: Tensor, track_BL: Tensor, feedback_BL4: Tensor, hidden_BL: Tensor) -> Tensor:
+        """Token vectors (B, L, D); `track_BL` is -1 at session starts, feedback NaN where missing."""
+        missing_BLF = static_BLF.isnan()
+        static = ((static_BLF - self.static_mean) / self.static_std).masked_fill(missing_BLF, 0.0)
+        play_BL1 = (track_BL >= 0)[..., None].float()
+        track_BLE = self.embedding_KE[track_BL.clamp(min=0)] * play_BL1
+        absent_BL4 = feedback_BL4.isnan()
+        feedback = (2 * feedback_BL4 - 1).masked_fill(absent_BL4, 0.0)
+        liked = feedback[..., :2, None] * track_BLE[..., None, :]
+        parts = [static, missing_BLF.float(), track_BLE, liked.flatten(-2), feedback, absent_BL4.float(),
+                 hidden_BL[..., None].float(), play_BL1]  # fmt: skip
+        x: Tensor = self.embed(torch.cat(parts, -1))
+        return x
+
+    def _read(self, batch: Batch) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        x = self.tokens(batch.static_BLF, batch.track_BL, batch.feedback_BL4, batch.hidden_BL)
+        position_BL = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
+        if self.position is not None:
+            x = x + self.position(position_BL)
+        keys, values = [], []
+        for block in self.blocks:
+            x, k, v = block(x, position_BL)
+            keys.append(k)
+            values.append(v)
+        return self.norm(x), keys, values
+
+    def forward(self, batch: Batch) -> Tensor:
+        """One vector per token, (B, L, D); token n sees tokens 0..n only."""
+        return self._read(batch)[0]
+
+    def prefill(self, batch: Batch, room: int) -> tuple[Tensor, Cache]:
+        """Vector of each listener's last valid token (B, D), and a cache with room for more tokens."""
+        h_BLD, keys, values = self._read(batch)
+        length_B = batch.valid_BL.sum(1)
+        last_BD = h_BLD[torch.arange(len(h_BLD), device=h_BLD.device), length_B - 1]
+        grown = [F.pad(x, (0, 0, 0, room)) for x in keys], [F.pad(x, (0, 0, 0, room)) for x in values]
+        return last_BD, Cache(*grown, length_B)
+
+    def append(self, token_BD: Tensor, cache: Cache) -> Tensor:
+        """Vector (B, D) of one more token each; the cache grows in place."""
+        x = token_BD
+        if self.position is not None:
+            x = x + self.position(cache.length_B)
+        for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
+            x = block.append(x, keys, values, cache.length_B)
+        cache.length_B = cache.length_B + 1
+        result: Tensor = self.norm(x)
+        return result

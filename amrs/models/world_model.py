@@ -1,0 +1,170 @@
+"""The world model: what would this listener answer to this track, now.
+
+Factored: the history is encoded once to a vector, each candidate joins it in a small head, so one
+encoding scores a whole catalogue. Three questions share the head (Chan et al. 2026; the second and
+third are our addition): what follows if this *track* is played, what the final report will be as the
+session *starts*, and what it will be once the session has *ended*.
+Shape suffixes: B batch, L tokens, N asked positions, K candidates, D width, H hidden, A affinities.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amrs.config.groups import ModelConfig
+from amrs.data import LABELS, Batch
+from amrs.histories import TARGETS
+from amrs.models.transformer import HistoryEncoder
+from amrs.signals import SIGNALS, Binary, Bounded, Kind
+
+AFFINITIES = 8
+"""Inner products of listener and track that the head sees besides their sum."""
+EXTRA = {"left": "binary", "rated": "binary", "reported": "binary"}
+"""Learned besides the declared signals: leaving, and whether a rating or report is given."""
+
+
+class Candidates(NamedTuple):
+    """The catalogue's half of the head, computed once."""
+
+    joined_KH: Tensor
+    affinity_KD: Tensor
+
+
+class WorldModelMember(nn.Module):
+    """One member of the ensemble.
+
+    Args:
+        config: shape of the transformer.
+        signals: declared signals and their kinds, e.g. {"valence": "bounded"}.
+        components: mixture components of bounded heads.
+        static_size: session features of a token.
+        embedding_KE: the catalogue.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        signals: dict[str, str],
+        components: int,
+        static_size: int,
+        embedding_KE: Tensor,
+    ) -> None:
+        super().__init__()
+        self.kinds: dict[str, Kind] = {
+            name: Bounded(components) if SIGNALS[kind] is Bounded else Binary()
+            for name, kind in {**signals, **EXTRA}.items()
+        }
+        self.encoder = HistoryEncoder(config, static_size, embedding_KE)
+        width, hidden = config.width, 2 * config.width
+        self.track = nn.Sequential(nn.Linear(embedding_KE.shape[1], width), nn.GELU())
+        self.track_joined, self.track_affinity = nn.Linear(width, hidden), nn.Linear(width, width)
+        self.history_joined, self.history_affinity = nn.Linear(width, hidden), nn.Linear(width, width)
+        self.affinity_joined = nn.Linear(AFFINITIES, hidden, bias=False)
+        self.moment = nn.Parameter(torch.randn(2, hidden) * 0.1)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(hidden, sum(kind.size for kind in self.kinds.values()))
+        nn.init.normal_(self.head.weight, std=0.02)
+        self.head.bias.data = torch.cat([kind.initial() for kind in self.kinds.values()])
+
+    def candidates(self, track: Tensor | None = None) -> Candidates:
+        """The head's track half for tracks of any shape; for the whole catalogue if None."""
+        embedding = self.encoder.embedding_KE
+        content = self.track(embedding if track is None else embedding[track])
+        return Candidates(self.track_joined(content), self.track_affinity(content))
+
+    def _split(self, hidden: Tensor) -> dict[str, Tensor]:
+        out = self.head(self.dropout(F.gelu(hidden)))
+        sizes = [kind.size for kind in self.kinds.values()]
+        return dict(zip(self.kinds, out.split(sizes, -1), strict=True))
+
+    def answer(self, h_ND: Tensor, candidates: Candidates) -> dict[str, Tensor]:
+        """Head parameters (N, P) by signal, for one track at each position; tracks as (N, ...)."""
+        products = (self.history_affinity(h_ND) * candidates.affinity_KD).unflatten(-1, (AFFINITIES, -1))
+        joined = self.history_joined(h_ND) + candidates.joined_KH
+        return self._split(joined + self.affinity_joined(products.sum(-1)))
+
+    def score(self, h_BD: Tensor, candidates: Candidates) -> dict[str, Tensor]:
+        """Head parameters (B, K, P) by signal, for each of K tracks at each of B positions."""
+        query_BAd = self.history_affinity(h_BD).unflatten(-1, (AFFINITIES, -1))
+        key_KAd = candidates.affinity_KD.unflatten(-1, (AFFINITIES, -1))
+        products_BKA = torch.einsum("bad,kad->bka", query_BAd, key_KAd)
+        joined_BKH = self.history_joined(h_BD)[:, None] + candidates.joined_KH
+        return self._split(joined_BKH + self.affinity_joined(products_BKA))
+
+    def at_moment(self, h_ND: Tensor, ended: bool) -> dict[str, Tensor]:
+        """Head parameters (N, P) of the final report, as the session starts or once it has ended."""
+        return self._split(self.history_joined(h_ND) + self.moment[int(ended)])
+
+
+def masked_sums(member: WorldModelMember, batch: Batch) -> Tensor:
+    """Summed negative log-likelihood of each of `LABELS` over the batch's counted labels, as (Z,).
+
+    Sums, not means: the caller divides by counts over the whole optimiser step.
+    """
+    h_BLD = member.encoder(batch)
+    sums = h_BLD.new_zeros(len(LABELS))
+    asked_BL = batch.counts_BL & (batch.next_track_BL >= 0)
+    target_NY = batch.target_BLY[asked_BL]
+    params = member.answer(h_BLD[asked_BL], member.candidates(batch.next_track_BL[asked_BL]))
+    parts = []
+    for column, name in enumerate(TARGETS):
+        if name in params:
+            known_N = ~target_NY[:, column].isnan()
+            loss_N = member.kinds[name].nll(params[name][known_N], target_NY[known_N, column])
+            parts.append((column, loss_N.sum()))
+    for ended, offset in ((False, LABELS.index("start_valence")), (True, LABELS.index("end_valence"))):
+        moment_BL = batch.counts_BL & ((batch.step_BL > 0) == ended) & ~batch.report_BL2.isnan().all(-1)
+        params, report_N2 = member.at_moment(h_BLD[moment_BL], ended), batch.report_BL2[moment_BL]
+        for column, name in enumerate(("valence", "arousal")):
+            if name in params:
+                known_N = ~report_N2[:, column].isnan()
+                loss_N = member.kinds[name].nll(params[name][known_N], report_N2[known_N, column])
+                parts.append((offset + column, loss_N.sum()))
+    index = torch.tensor([column for column, _ in parts], device=sums.device)
+    return sums.index_put((index,), torch.stack([loss for _, loss in parts]))
+
+
+class WorldModel(nn.Module):
+    """An ensemble of one member or more; predictions are averaged over members."""
+
+    def __init__(
+        self,
+        members: int,
+        config: ModelConfig,
+        signals: dict[str, str],
+        components: int,
+        static_size: int,
+        embedding_KE: Tensor,
+    ) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(
+            WorldModelMember(config, signals, components, static_size, embedding_KE) for _ in range(members)
+        )
+
+    @property
+    def ensemble(self) -> list[WorldModelMember]:
+        """The members, typed."""
+        return [member for member in self.members if isinstance(member, WorldModelMember)]
+
+    def predict(self, batch: Batch, at_BL: Tensor, moment: str) -> dict[str, list[Tensor]]:
+        """Head parameters (N, P) of each member, by signal, at the tokens where `at_BL` is True.
+
+        `moment` is "track" (what the logged next track will bring), "start" or "end" (the final report).
+        """
+        answers: dict[str, list[Tensor]] = {}
+        for member in self.ensemble:
+            h_ND = member.encoder(batch)[at_BL]
+            if moment == "track":
+                params = member.answer(h_ND, member.candidates(batch.next_track_BL[at_BL]))
+            else:
+                params = member.at_moment(h_ND, ended=moment == "end")
+            for name, value in params.items():
+                answers.setdefault(name, []).append(value)
+        return answers
+
+    def mean(self, name: str, params: list[Tensor]) -> Tensor:
+        """Expectation of a signal, averaged over members."""
+        kind = self.ensemble[0].kinds[name]
+        return torch.stack([kind.mean(p) for p in params]).mean(0)

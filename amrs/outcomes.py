@@ -1,0 +1,170 @@
+"""What policies do to listeners: predicted by the judge and the labeller, realised where truth is known.
+
+Every policy meets the same sessions of test users with the same random numbers.
+Shape suffixes: B sessions, T steps, K tracks.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from amrs import metrics
+from amrs.data import SessionDataModule
+from amrs.metrics import DIVERSITY, Lists
+from amrs.noise import hash_keys, uniform
+from amrs.report import Row
+from amrs.rollout import Environment, Policy, Rollouts, imagine
+from amrs.rules import Rules
+from amrs.splits import TEST, TRAIN
+from amrs.targets import Target, targets
+
+SESSIONS, LUCK = 600, 601
+"""Purposes of draws: which sessions are rolled out, and their luck."""
+_UNITS = {"catalogue_coverage": "fraction", "entropy": "fraction", "effective_tracks": "tracks",
+          "intra_list": "cosine distance", "gini": "fraction", "artist_entropy": "fraction",
+          "novelty": "bits", "repeat_rate": "fraction", "between_listeners": "fraction"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """The test sessions that every policy is rolled out from."""
+
+    row_B: Tensor
+    key_B: Tensor
+    mode_B: Tensor
+    user_B: Tensor
+    cohort_B: Tensor
+    horizon: int
+
+
+def choose_sessions(data: SessionDataModule, count: int, horizon: int | None, seed: int) -> Sessions:
+    """`count` starts of test users' sessions, spread evenly over the users.
+
+    Sessions with a report after every track are a laboratory's protocol, not listening, and are left out.
+    A horizon of None is the median length of training users' sessions.
+    """
+    flat = data.flat
+    reported_N = ~flat.feedback_N4[:, 2:].isnan().all(1)
+    laboratory_S = torch.zeros(len(flat.mode_S), dtype=torch.bool)
+    laboratory_S[flat.session_N[reported_N]] = True
+    if horizon is None:
+        training = data.rows(TRAIN)
+        horizon = int(flat.length_S[training[~laboratory_S[training]]].double().median())
+    rows = data.rows(TEST)
+    rows = rows[~laboratory_S[rows]]
+    order = uniform(seed, SESSIONS, rows).argsort()
+    rows = rows[order]
+    turn_B = _occurrence(flat.user_S[rows])
+    rows = rows[turn_B.argsort(stable=True)][:count].sort().values
+    return Sessions(rows, hash_keys(seed, LUCK, rows), flat.mode_S[rows], flat.user_S[rows],
+                    flat.cohort_S[rows], horizon)  # fmt: skip
+
+
+def _occurrence(user_B: Tensor) -> Tensor:
+    """How many earlier entries have the same user, (B,)."""
+    order = user_B.argsort(stable=True)
+    sorted_B = user_B[order]
+    first_B = torch.searchsorted(sorted_B, sorted_B)
+    turn_B = torch.empty_like(user_B)
+    turn_B[order] = torch.arange(len(user_B)) - first_B
+    return turn_B
+
+
+def roll_out(
+    policies: Mapping[str, Policy], environment: Environment, rules: Rules, sessions: Sessions, batch: int = 256
+) -> dict[str, Rollouts]:
+    """Every policy in the same environment; KL to Copycat is taken on each policy's own histories."""
+    found = {}
+    for name, policy in policies.items():
+        parts = [
+            imagine(
+                policy, environment, rules, sessions.mode_B[index], sessions.row_B[index],
+                sessions.key_B[index], sessions.horizon, policies["copycat"],
+            )
+            for index in torch.arange(len(sessions.row_B)).split(batch)
+        ]  # fmt: skip
+        found[name] = Rollouts.join(parts)
+    return found
+
+
+def outcome(rollouts: Rollouts, signal: str) -> np.ndarray:
+    """The session's outcome (B,): the expected report at its end, or the mean over its plays."""
+    value_B = rollouts.final(signal) if signal in ("valence", "arousal") else rollouts.per_play(signal)
+    return value_B.double().numpy()
+
+
+def gain_rows(
+    section: str, found: Mapping[str, Rollouts], sessions: Sessions, data: SessionDataModule,
+    seed: int, draws: int,
+) -> list[Row]:  # fmt: skip
+    """Means of every policy and gains over Copycat, in all and by cohort and mode."""
+    meta = data.log.metadata
+    share = metrics.logged_share(data.flat.mode_S.numpy(), meta.modes)
+    within = _within_person(data)
+    mode_B, user_B = sessions.mode_B.numpy(), sessions.user_B.numpy()
+    rows = []
+    for subject, rollouts in found.items():
+        for signal in meta.signals:
+            value_B, base_B = outcome(rollouts, signal), outcome(found["copycat"], signal)
+            for group, keep_B in _groups(sessions, data):
+                estimate = metrics.mean_interval(value_B[keep_B], user_B[keep_B], draws, seed)
+                rows.append(Row(section, subject, signal, "mean", "mean", group, *estimate, "scale points"))
+                if subject != "copycat":
+                    rows += metrics.gain_rows(
+                        value_B[keep_B], base_B[keep_B], mode_B[keep_B], user_B[keep_B], section=section,
+                        subject=subject, signal=signal, modes=meta.modes, share=share,
+                        within_sd=within.get(signal), group=group, draws=draws, seed=seed,
+                    )  # fmt: skip
+    return rows
+
+
+def _within_person(data: SessionDataModule) -> dict[str, float]:
+    """Within-person standard deviation of training users' final reports."""
+    part_S = data.part_S.numpy()
+    found: dict[str, Target] = targets(data.log)
+    return {
+        name: metrics.within_person_sd(label.value[keep], label.user[keep])
+        for name, label in found.items()
+        if name in ("valence", "arousal") and (keep := part_S[label.row] == TRAIN).any()
+    }
+
+
+def _groups(sessions: Sessions, data: SessionDataModule) -> Iterator[tuple[str, np.ndarray]]:
+    meta = data.log.metadata
+    groups = {"all": torch.ones(len(sessions.row_B), dtype=torch.bool)}
+    groups |= {f"cohort:{name}": sessions.cohort_B == code for code, name in enumerate(meta.cohorts)}
+    groups |= {f"mode:{name}": sessions.mode_B == code for code, name in enumerate(meta.modes)}
+    yield from ((name, keep_B.numpy()) for name, keep_B in groups.items() if keep_B.any())
+
+
+def diversity_rows(
+    found: Mapping[str, Rollouts], sessions: Sessions, data: SessionDataModule, seed: int, draws: int
+) -> list[Row]:
+    """Diversity at equal numbers of recommendations, and KL(policy || Copycat) in nats per track."""
+    tracks = metrics.equal_lengths({name: r.track_BT.numpy() for name, r in found.items()})
+    plays_K = data.plays(TRAIN).double().numpy() + 1
+    embedding_KE = metrics.unit(data.embedding_KE.double().numpy() - data.embedding_KE.double().numpy().mean(0))
+    user_B = sessions.user_B.numpy()
+    rows = []
+    for subject, track_BT in tracks.items():
+        lists = Lists(track_BT, user_B, embedding_KE, _artists(data), plays_K / plays_K.sum())
+        for metric, figure in DIVERSITY.items():
+            estimate = metrics.resampled_users(
+                lambda row, user, f=figure, x=lists: f(x.rows(row, user)), user_B, 50, seed, centred=True  # type: ignore[misc]
+            )
+            rows.append(Row("diversity", subject, "all", metric, "mean", "all", *estimate, _UNITS[metric]))
+        kl_BT, played_BT = found[subject].kl_BT, found[subject].played_BT
+        if subject != "copycat" and kl_BT is not None:
+            sums_B2 = torch.stack([kl_BT.nansum(1), played_BT.sum(1)], 1).double().numpy()
+            estimate = metrics.user_bootstrap(metrics.user_sums(sums_B2, user_B), metrics.mean_of, len(user_B), draws, seed)
+            rows.append(Row("diversity", subject, "all", "kl", "mean", "all", *estimate, "nats per track"))
+    return rows
+
+
+def _artists(data: SessionDataModule) -> np.ndarray:
+    column = data.log.catalogue.with_format("arrow")[:]["artist"].combine_chunks().dictionary_encode()
+    return np.asarray(pa.compute.fill_null(column.indices, -1).to_numpy(), dtype=np.int64)

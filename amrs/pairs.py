@@ -1,0 +1,182 @@
+"""Preference-pair samplers: which track should have followed, and which should not.
+
+Shape suffixes: B pairs or histories, C candidates, K tracks, S sessions, N tokens of the log, M members.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from amrs.config.stages import NegativeConfig, PreferencesConfig
+from amrs.data import SessionDataModule
+from amrs.histories import FlatLog, played_before
+from amrs.models.world_model import WorldModel
+from amrs.noise import uniform
+from amrs.rules import Rules
+from amrs.utility import Utility
+
+EXPLORE = 300
+"""Purpose of the draw of exploration candidates."""
+_CHUNK = 128
+
+
+@dataclass
+class Pairs:
+    """Preference pairs: before play `step_B` (from 0) of session `row_B`, chosen beats rejected."""
+
+    row_B: Tensor
+    step_B: Tensor
+    chosen_B: Tensor
+    rejected_B: Tensor
+    du_B: Tensor
+    """Predicted utility of chosen minus rejected."""
+
+    def __getitem__(self, keep_B: Tensor) -> "Pairs":
+        return Pairs(*(getattr(self, name)[keep_B] for name in self.__dataclass_fields__))
+
+
+def negative_plays(flat: FlatLog, config: NegativeConfig, utility: Utility) -> Tensor:
+    """True for play tokens with negative feedback, as (N,).
+
+    A dislike; too little of the track played; a report right after the track that moved the wrong way
+    since the report before it (for valence down, for arousal against the mode's direction); and, if asked
+    for, the last tracks of a session whose final report moved the wrong way since its pre-report.
+    """
+    engagement_N, rating_N = flat.feedback_N4[:, 0], flat.feedback_N4[:, 1]
+    negative_N = engagement_N < config.engagement_below
+    if config.rating:
+        negative_N = negative_N | (rating_N == 0)
+    if config.track_report:
+        before_N2 = torch.full_like(flat.report_S2[flat.session_N], torch.nan)
+        before_N2[1:] = flat.feedback_N4[:-1, 2:]
+        before_N2[flat.step_N <= 1] = flat.pre_report_S2[flat.session_N[flat.step_N <= 1]]
+        mode_N = flat.mode_S[flat.session_N]
+        negative_N = negative_N | _moved_wrong(before_N2, flat.feedback_N4[:, 2:], mode_N, utility)
+    if config.session_report:
+        wrong_S = _moved_wrong(flat.pre_report_S2, flat.report_S2, flat.mode_S, utility)
+        late_N = flat.length_S[flat.session_N] - flat.step_N < config.session_report
+        negative_N = negative_N | (wrong_S[flat.session_N] & late_N)
+    return negative_N & (flat.track_N >= 0)
+
+
+def _moved_wrong(before_B2: Tensor, after_B2: Tensor, mode_B: Tensor, utility: Utility) -> Tensor:
+    """True where valence or arousal moved against the direction that the utility gives it."""
+    wrong_B = torch.zeros(len(mode_B), dtype=torch.bool)
+    for column, signal in enumerate(("valence", "arousal")):
+        if utility.weights.get(signal, 0) <= 0:
+            continue
+        for mode in mode_B.unique().tolist():
+            rows_B = mode_B == mode
+            before, after = before_B2[rows_B, column], after_B2[rows_B, column]
+            direction = utility.direction(signal, mode)
+            if direction == "up":
+                wrong_B[rows_B] |= after < before
+            elif direction == "down":
+                wrong_B[rows_B] |= after > before
+            elif direction is not None:
+                wrong_B[rows_B] |= (after - float(direction)).abs() > (before - float(direction)).abs()
+    return wrong_B
+
+
+def nearest_tracks(embedding_KE: Tensor, track_B: Tensor, count: int) -> Tensor:
+    """The `count` nearest other tracks by cosine of centred embeddings, as (B, count)."""
+    unit_KE = torch.nn.functional.normalize(embedding_KE - embedding_KE.mean(0), dim=1)
+    similarity_BK = unit_KE[track_B] @ unit_KE.T
+    similarity_BK[torch.arange(len(track_B)), track_B] = -torch.inf
+    return similarity_BK.topk(count, dim=1).indices
+
+
+def corrective(
+    model: WorldModel,
+    utility: Utility,
+    data: SessionDataModule,
+    rules: Rules,
+    config: PreferencesConfig,
+    rows: Tensor,
+    seed: int,
+) -> Pairs:
+    """Negative-feedback corrective sampling (Chan et al. 2026).
+
+    Rejected is a track that got negative feedback; chosen is the track of highest predicted utility
+    among its nearest neighbours and a random exploration set, all allowed at that moment. A pair without
+    predicted improvement is dropped.
+    """
+    flat = data.flat
+    used_S = torch.zeros(len(flat.mode_S), dtype=torch.bool)
+    used_S[rows] = True
+    negative_N = negative_plays(flat, config.negative, utility) & used_S[flat.session_N]
+    found = [
+        _corrections(model, utility, data, rules, config, token_B, seed)
+        for token_B in torch.nonzero(negative_N)[:, 0].split(_CHUNK)
+    ]
+    if not found:
+        empty = torch.zeros(0, dtype=torch.int64)
+        return Pairs(empty, empty, empty, empty, torch.zeros(0))
+    pairs = Pairs(*(torch.cat([getattr(p, name) for p in found]) for name in Pairs.__dataclass_fields__))
+    return pairs[pairs.du_B > 0]
+
+
+def _corrections(
+    model: WorldModel, utility: Utility, data: SessionDataModule, rules: Rules,
+    config: PreferencesConfig, token_B: Tensor, seed: int,
+) -> Pairs:  # fmt: skip
+    flat = data.flat
+    row_B, step_B, rejected_B = flat.session_N[token_B], flat.step_N[token_B] - 1, flat.track_N[token_B]
+    near_BC = nearest_tracks(data.embedding_KE, rejected_B, min(config.neighbours, data.tracks - 1))
+    column = torch.arange(config.explore)
+    random_BC = (uniform(seed, EXPLORE, token_B[:, None], column) * data.tracks).long()
+    candidate_BC = torch.cat([rejected_B[:, None], near_BC, random_BC], 1)
+    u_BC = candidate_utility(model, utility, data, row_B, step_B, candidate_BC)
+    allowed_BK = rules.allowed(flat.mode_S[row_B], played_before(flat, row_B, step_B))
+    legal_BC = allowed_BK.gather(1, candidate_BC)
+    legal_BC[:, 0] = False
+    best_B = u_BC.masked_fill(~legal_BC, -torch.inf).argmax(1, keepdim=True)
+    du_B = u_BC.gather(1, best_B)[:, 0] - u_BC[:, 0]
+    du_B = du_B.where(legal_BC.any(1), -1.0)
+    return Pairs(row_B, step_B, candidate_BC.gather(1, best_B)[:, 0], rejected_B, du_B)
+
+
+@torch.inference_mode()
+def candidate_utility(
+    model: WorldModel, utility: Utility, data: SessionDataModule, row_B: Tensor, step_B: Tensor, track_BC: Tensor
+) -> Tensor:
+    """Predicted utility (B, C) if each candidate were play `step_B`, averaged over members."""
+    predicted = candidate_answers(model, data, row_B, step_B, track_BC)
+    mode_B = data.flat.mode_S[row_B]
+    return torch.stack(
+        [utility(m.kinds, params, mode_B) for m, params in zip(model.ensemble, predicted, strict=True)]
+    ).mean(0)
+
+
+@torch.inference_mode()
+def candidate_answers(
+    model: WorldModel, data: SessionDataModule, row_B: Tensor, step_B: Tensor, track_BC: Tensor
+) -> list[dict[str, Tensor]]:
+    """Head parameters (B, C, P) by signal, of each member."""
+    batch = data.prefix(row_B, step_B)
+    last_B = batch.valid_BL.sum(1) - 1
+    answers = []
+    for member in model.ensemble:
+        h_B1D = member.encoder(batch)[torch.arange(len(row_B)), last_B][:, None]
+        answers.append(member.answer(h_B1D, member.candidates(track_BC)))
+    return answers
+
+
+@torch.inference_mode()
+def effect_spread(
+    model: WorldModel, data: SessionDataModule, row_B: Tensor, step_B: Tensor, track_BC: Tensor
+) -> dict[str, float]:
+    """Spread of each signal's predicted effect: the root mean variance over tracks drawn from Copycat.
+
+    `track_BC` are draws from Copycat's distribution at each history.
+    """
+    answers = candidate_answers(model, data, row_B, step_B, track_BC)
+    spread = {}
+    for name in data.log.metadata.signals:
+        mean_BC = torch.stack([m.kinds[name].mean(a[name]) for m, a in zip(model.ensemble, answers, strict=True)])
+        spread[name] = float(mean_BC.mean(0).var(1).mean().sqrt())
+    return spread
+
+
+SAMPLERS = {"corrective": corrective}

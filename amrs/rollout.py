@@ -1,0 +1,152 @@
+"""A policy acting on imagined or true listeners, with common random numbers.
+
+Randomness is a function of (key, step, purpose) only, so the batch never changes a rollout and two
+policies meet the same listener with the same luck.
+Shape suffixes: B rollouts, T steps, K tracks.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from amrs.losses import kl_divergence
+from amrs.rules import Rules, log_softmax_allowed
+from amrs.noise import uniform
+
+ACTION = 100
+"""Purpose of the draw that picks a track; environments use purposes of their own."""
+
+
+class Feedback(NamedTuple):
+    """What a listener shows after one track."""
+
+    engagement_B: Tensor
+    """Fraction played, [0, 1]; NaN where the data set has none."""
+    rating_B: Tensor
+    """1 like, 0 dislike, NaN where not given."""
+    left_B: Tensor
+    """True where the listener leaves after this track."""
+
+
+class Environment(Protocol):
+    """Listeners: the world model or the platform."""
+
+    def start(self, row_B: Tensor, key_B: Tensor) -> Any:
+        """Listeners as sessions `row_B` of the log start; `key_B` seeds each rollout's luck."""
+        ...
+
+    def step(self, state: Any, track_B: Tensor, t: int) -> tuple[Any, Feedback, dict[str, Tensor]]:
+        """Play a track: the next state, sampled feedback, and expected signals (B,) by name."""
+        ...
+
+
+class Policy(Protocol):
+    """A recommender, for simulation."""
+
+    def start(self, row_B: Tensor) -> Any:
+        """What the policy knows as sessions `row_B` of the log start."""
+        ...
+
+    def logits(self, state: Any) -> Tensor:
+        """(B, K) unnormalised log-probabilities over the whole catalogue, before the rules."""
+        ...
+
+    def observe(self, state: Any, track_B: Tensor, feedback: Feedback) -> Any:
+        """The state after a track and its feedback."""
+        ...
+
+
+@dataclass
+class Rollouts:
+    """What happened; steps after a listener left hold -1 or NaN."""
+
+    track_BT: Tensor
+    played_BT: Tensor
+    engagement_BT: Tensor
+    rating_BT: Tensor
+    left_B: Tensor
+    """True where the listener left; False where the horizon ended."""
+    expected: dict[str, Tensor]
+    """Expected signals (B, T); valence and arousal mean the report if the session ended there."""
+    kl_BT: Tensor | None
+    """KL(policy || reference) in nats at each state visited, if a reference was given."""
+
+    @staticmethod
+    def join(parts: "list[Rollouts]") -> "Rollouts":
+        """Batches of rollouts as one."""
+
+        def cat(name: str) -> Tensor:
+            return torch.cat([getattr(part, name) for part in parts])
+
+        expected = {name: torch.cat([p.expected[name] for p in parts]) for name in parts[0].expected}
+        kl_BT = None if parts[0].kl_BT is None else cat("kl_BT")
+        return Rollouts(cat("track_BT"), cat("played_BT"), cat("engagement_BT"), cat("rating_BT"),
+                        cat("left_B"), expected, kl_BT)  # fmt: skip
+
+    def final(self, signal: str) -> Tensor:
+        """The expected signal after each rollout's last track, (B,)."""
+        last_B = self.played_BT.sum(1) - 1
+        return self.expected[signal].gather(1, last_B[:, None])[:, 0]
+
+    def per_play(self, signal: str) -> Tensor:
+        """The expected signal averaged over each rollout's own plays, (B,)."""
+        total_B = self.expected[signal].where(self.played_BT, 0.0).sum(1)
+        return total_B / self.played_BT.sum(1)
+
+
+def choose(log_p_BK: Tensor, u_B: Tensor) -> Tensor:
+    """The track at quantile `u_B` of the distribution, as (B,): one uniform and a cumulative sum."""
+    edge_BK = log_p_BK.double().exp().cumsum(1)
+    threshold_B1 = (u_B.double() * edge_BK[:, -1])[:, None]
+    return torch.searchsorted(edge_BK, threshold_B1)[:, 0].clamp(max=log_p_BK.shape[1] - 1)
+
+
+@torch.inference_mode()
+def imagine(
+    policy: Policy,
+    environment: Environment,
+    rules: Rules,
+    mode_B: Tensor,
+    row_B: Tensor,
+    key_B: Tensor,
+    horizon: int,
+    reference: Policy | None = None,
+) -> Rollouts:
+    """Roll `policy` out for up to `horizon` tracks from the start of sessions `row_B`.
+
+    A rollout ends when the listener leaves or at the horizon. With a `reference`, the exact KL over
+    allowed tracks is taken at every state that the policy itself visits.
+    """
+    world, mind = environment.start(row_B, key_B), policy.start(row_B)
+    shadow = reference.start(row_B) if reference is not None else None
+    here_B = torch.ones(len(row_B), dtype=torch.bool)
+    track_BT = torch.full((len(row_B), horizon), -1)
+    record: dict[str, list[Tensor]] = {}
+    for t in range(horizon):
+        allowed_BK = rules.allowed(mode_B, track_BT[:, :t])
+        log_p_BK = log_softmax_allowed(policy.logits(mind), allowed_BK)
+        if reference is not None:
+            log_q_BK = log_softmax_allowed(reference.logits(shadow), allowed_BK)
+            record.setdefault("kl", []).append(kl_divergence(log_p_BK, log_q_BK))
+        track_B = choose(log_p_BK, uniform(key_B, t, ACTION))
+        world, feedback, expected = environment.step(world, track_B, t)
+        mind = policy.observe(mind, track_B, feedback)
+        if reference is not None:
+            shadow = reference.observe(shadow, track_B, feedback)
+        track_BT[:, t] = torch.where(here_B, track_B, -1)
+        for name, value_B in {**expected, "_engagement": feedback.engagement_B,
+                              "_rating": feedback.rating_B, "_left": feedback.left_B.float()}.items():  # fmt: skip
+            record.setdefault(name, []).append(value_B)
+        record.setdefault("_here", []).append(here_B)
+        here_B = here_B & ~feedback.left_B
+    return _rollouts(track_BT, here_B, {name: torch.stack(values, 1) for name, values in record.items()})
+
+
+def _rollouts(track_BT: Tensor, here_B: Tensor, record: dict[str, Tensor]) -> Rollouts:
+    played_BT = record.pop("_here")
+    record = {name: value.where(played_BT, torch.nan) for name, value in record.items()}
+    record.pop("_left")
+    kl_BT = record.pop("kl", None)
+    return Rollouts(track_BT, played_BT, record.pop("_engagement"), record.pop("_rating"), ~here_B, record, kl_BT)

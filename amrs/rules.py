@@ -1,0 +1,39 @@
+"""Which tracks may be recommended now, and probabilities over them.
+
+Shape suffixes: M modes, K tracks, P positions, T plays of a session.
+"""
+
+import torch
+from torch import Tensor
+
+
+class Rules:
+    """Which tracks may follow: those of the mode, and not yet played in the session.
+
+    The same rules hold in training, sampling, pairs, KL and log-probabilities.
+
+    Args:
+        mode_MK: bool (modes + 1, K); the last row is for sessions without a mode.
+        repeats: True where the service repeats tracks inside a session.
+    """
+
+    def __init__(self, mode_MK: Tensor, repeats: bool) -> None:
+        self.mode_MK, self.repeats = mode_MK, repeats
+
+    def to(self, device: torch.device) -> "Rules":
+        """The same rules on another device."""
+        return Rules(self.mode_MK.to(device), self.repeats)
+
+    def allowed(self, mode_P: Tensor, played_PT: Tensor) -> Tensor:
+        """bool (P, K); `played_PT` holds this session's tracks so far, -1 for none."""
+        allowed_PK = self.mode_MK[mode_P]
+        if not self.repeats and played_PT.shape[1]:
+            allowed_PK = allowed_PK.clone()
+            row_P, column = (played_PT >= 0).nonzero(as_tuple=True)
+            allowed_PK[row_P, played_PT[row_P, column]] = False
+        return allowed_PK
+
+
+def log_softmax_allowed(logits_PK: Tensor, allowed_PK: Tensor) -> Tensor:
+    """(P, K) log-probabilities over the allowed tracks in nats, -inf elsewhere."""
+    return logits_PK.masked_fill(~allowed_PK, -torch.inf).log_softmax(-1)

@@ -1,0 +1,147 @@
+"""Kinds of listener response: how a head's numbers become a distribution.
+
+Each kind turns parameters (..., P) into a negative log-likelihood, a mean, a sample and a CDF.
+Shape suffixes: P parameters, M mixture components, G grid points.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_MIN_SCALE = 0.02
+_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+
+
+class Kind(Protocol):
+    """A likelihood head."""
+
+    @property
+    def size(self) -> int:
+        """Parameters per prediction."""
+        ...
+
+    def initial(self) -> Tensor:
+        """Bias (P,) of an untrained head: a wide distribution."""
+        ...
+
+    def nll(self, params: Tensor, y: Tensor) -> Tensor:
+        """Negative log-likelihood in nats of y, elementwise (...)."""
+        ...
+
+    def mean(self, params: Tensor) -> Tensor:
+        """Expectation (...)."""
+        ...
+
+    def sample(self, params: Tensor, u: Tensor) -> Tensor:
+        """The quantile at `u` in (0, 1), elementwise (...)."""
+        ...
+
+    def cdf(self, params: Tensor, grid_G: Tensor) -> Tensor:
+        """P(y <= g) for each grid point, (..., G)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """A value in [0, 1] that may sit exactly on either end.
+
+    A mixture of normals censored to [0, 1] (Tobin 1958, two-sided): the mass outside falls on the
+    ends. Parameters are (logit, location, raw scale) of each component.
+    """
+
+    components: int = 3
+
+    @property
+    def size(self) -> int:
+        """Three numbers per component."""
+        return 3 * self.components
+
+    def initial(self) -> Tensor:
+        """Components spread over [0, 1], wide."""
+        location = (torch.arange(self.components) + 0.5) / self.components
+        zeros = torch.zeros(self.components)
+        return torch.cat([zeros, location, zeros - 1.5])
+
+    def _parts(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logit, location, raw = params.unflatten(-1, (3, self.components)).unbind(-2)
+        return logit.log_softmax(-1), location, F.softplus(raw) + _MIN_SCALE
+
+    def nll(self, params: Tensor, y: Tensor) -> Tensor:
+        """Density inside, mass on the ends."""
+        log_weight, location, scale = self._parts(params)
+        z = (y[..., None] - location) / scale
+        inside = -0.5 * z**2 - scale.log() - _LOG_SQRT_2PI
+        at_low, at_high = torch.special.log_ndtr(z), torch.special.log_ndtr(-z)
+        log_p = torch.where(y[..., None] <= 0, at_low, torch.where(y[..., None] >= 1, at_high, inside))
+        return -(log_weight + log_p).logsumexp(-1)
+
+    def mean(self, params: Tensor) -> Tensor:
+        """Closed form of E[clamp(x, 0, 1)] for each component, mixed."""
+        log_weight, location, scale = self._parts(params)
+        low, high = -location / scale, (1 - location) / scale
+        density = torch.exp(-0.5 * low**2 - _LOG_SQRT_2PI) - torch.exp(-0.5 * high**2 - _LOG_SQRT_2PI)
+        below, above = torch.special.ndtr(low), torch.special.ndtr(-high)
+        mean = location * (1 - below - above) + scale * density + above
+        return (log_weight.exp() * mean).sum(-1)
+
+    def sample(self, params: Tensor, u: Tensor) -> Tensor:
+        """Pick a component by the first part of `u`, then its quantile by the rest of the same `u`."""
+        log_weight, location, scale = self._parts(params)
+        edge = log_weight.exp().cumsum(-1)
+        pick = (u[..., None] > edge[..., :-1]).sum(-1, keepdim=True)
+        high = edge.gather(-1, pick)[..., 0]
+        width = log_weight.exp().gather(-1, pick)[..., 0].clamp(min=1e-7)
+        inner = ((u - (high - width)) / width).clamp(1e-6, 1 - 1e-6)
+        z = torch.special.ndtri(inner)
+        return (location.gather(-1, pick)[..., 0] + scale.gather(-1, pick)[..., 0] * z).clamp(0, 1)
+
+    def cdf(self, params: Tensor, grid_G: Tensor) -> Tensor:
+        """P(y <= g); 1 from g = 1 on."""
+        log_weight, location, scale = self._parts(params)
+        z = (grid_G[:, None] - location[..., None, :]) / scale[..., None, :]
+        inside = (log_weight.exp()[..., None, :] * torch.special.ndtr(z)).sum(-1)
+        return inside.masked_fill(grid_G >= 1, 1.0)
+
+
+@dataclass(frozen=True)
+class Binary:
+    """Yes or no: Bernoulli with a logit."""
+
+    @property
+    def size(self) -> int:
+        """One logit."""
+        return 1
+
+    def initial(self) -> Tensor:
+        """A fair coin."""
+        return torch.zeros(1)
+
+    def nll(self, params: Tensor, y: Tensor) -> Tensor:
+        """Cross-entropy of the logit: the sigmoid is applied once, here."""
+        return F.binary_cross_entropy_with_logits(params[..., 0], y, reduction="none")
+
+    def mean(self, params: Tensor) -> Tensor:
+        """Probability of yes."""
+        return params[..., 0].sigmoid()
+
+    def sample(self, params: Tensor, u: Tensor) -> Tensor:
+        """1.0 with the probability of yes."""
+        return (u > 1 - self.mean(params)).to(params.dtype)
+
+    def cdf(self, params: Tensor, grid_G: Tensor) -> Tensor:
+        """P(y <= g) of a 0/1 value."""
+        no = (1 - self.mean(params))[..., None]
+        return torch.where(grid_G >= 1, torch.ones_like(no), no.expand(*no.shape[:-1], len(grid_G)))
+
+
+SIGNALS: dict[str, type[Bounded] | type[Binary]] = {"bounded": Bounded, "binary": Binary}
+
+
+def expected_distance(cdf: Tensor, grid_G: Tensor, target: float) -> Tensor:
+    """E|y - target| on [0, 1] from a CDF on an even grid: integral of F below and 1 - F above."""
+    below = torch.where(grid_G < target, cdf, 1 - cdf)
+    return torch.trapezoid(below, grid_G, dim=-1)

@@ -1,0 +1,42 @@
+"""Cold-start splits: no user is shared between parts.
+
+Shape suffix: U users.
+"""
+
+import hashlib
+
+import numpy as np
+
+from amrs.config.data import SplitConfig
+
+TRAIN, VALIDATION, TEST = 0, 1, 2
+
+
+def _ranked(user_ids: list[str], seed: int, purpose: str) -> np.ndarray:
+    """Users in the order of a salted hash of their ids."""
+    digests = [hashlib.sha256(f"{purpose}:{seed}:{user}".encode()).digest() for user in user_ids]
+    return np.array(sorted(range(len(user_ids)), key=digests.__getitem__))
+
+
+def split_users(user_ids: list[str], config: SplitConfig) -> np.ndarray:
+    """TRAIN, VALIDATION or TEST for each user, as (U,): exact counts, at least one user each."""
+    count = len(user_ids)
+    if count < 3:
+        raise ValueError(f"{count} users cannot be split: training, validation and test need one each")
+    test = max(1, round(config.test * count))
+    validation = min(max(1, round(config.validation * count)), count - test - 1)
+    part_U = np.full(count, TRAIN, dtype=np.int64)
+    order = _ranked(user_ids, config.seed, "split")
+    part_U[order[:test]] = TEST
+    part_U[order[test : test + validation]] = VALIDATION
+    return part_U
+
+
+def split_halves(user_ids: list[str], part_U: np.ndarray, seed: int) -> np.ndarray:
+    """0 (labeller) or 1 (judge) for each user, as (U,): disjoint halves within every part."""
+    half_U = np.zeros(len(user_ids), dtype=np.int64)
+    order = _ranked(user_ids, seed, "half")
+    for part in (TRAIN, VALIDATION, TEST):
+        members = order[part_U[order] == part]
+        half_U[members[: len(members) // 2]] = 1
+    return half_U

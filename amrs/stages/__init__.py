@@ -1,0 +1,40 @@
+"""The stages of an experiment; the file name is the stage's name."""
+
+import sys
+
+from amrs.config.graph import Config
+from amrs.runs import RunError, Stage, execute, plan, process_rank
+from amrs.schema import LogError
+from amrs.stages import bc, dpo, evaluate, preferences, prepare, world_model
+
+STAGES: dict[str, Stage] = {
+    "prepare": prepare.run,
+    "world_model": world_model.run,
+    "bc": bc.run,
+    "preferences": preferences.run,
+    "dpo": dpo.run,
+    "evaluate": evaluate.run,
+}
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def run(config: Config, dry_run: bool = False) -> int:
+    """Make the stage that `config` names and the parents that it lacks; returns the exit status.
+
+    The last line on stdout is the run folder.
+    """
+    try:
+        runs = plan(config)
+        if dry_run:
+            print("\n".join(run.describe() for run in runs))
+            return 0
+        folder = execute(runs, STAGES, _say)
+    except (LogError, RunError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    if process_rank() == 0:
+        print(folder)
+    return 0

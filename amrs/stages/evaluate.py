@@ -1,0 +1,123 @@
+"""Judge everything offline, on users that nothing was trained on, and write the report."""
+
+from pathlib import Path
+
+import torch
+import yaml
+
+from amrs.config import dump
+from amrs.data import SessionDataModule
+from amrs.fidelity import fidelity_rows
+from amrs.listeners import ImaginedListeners
+from amrs.outcomes import Sessions, choose_sessions, diversity_rows, gain_rows, roll_out
+from amrs.platform import load_truth
+from amrs.policies import FixedPolicy, GreedyPolicy, NeuralPolicy
+from amrs.report import Report, Row, finite_rows, terminal_table
+from amrs.rollout import Environment, Policy
+from amrs.runs import Run, RunError, environment, read_json
+from amrs.splits import TEST, TRAIN, VALIDATION
+from amrs.stages import bc, world_model
+from amrs.stages.prepare import open_data
+from amrs.utility import Utility
+
+
+def run(run: Run, folder: Path) -> None:
+    """Fidelity, outcomes and diversity of test users to `folder`/report.json and report.html."""
+    config, section = run.config, run.config.evaluate
+    data = open_data(run)
+    _refuse_partial_judge(run)
+    models = {role: world_model.load(run.parents[role].folder, data) for role in ("world_model", "labeller", "judge")}
+    sessions = choose_sessions(data, section.sessions, section.horizon, config.seed)
+    policies = _policies(run, data, models["labeller"], sessions)
+    worlds: dict[str, Environment] = {
+        "predicted": ImaginedListeners(models["judge"], data, sessions.horizon),
+        "predicted_labeller": ImaginedListeners(models["labeller"], data, sessions.horizon),
+    }
+    truth = run.parents["prepare"].folder / "truth"
+    if truth.exists():
+        platform = load_truth(truth)
+        policies["production"] = platform.production()
+        worlds["realised"] = platform.environment()
+    rows = fidelity_rows(models["world_model"], data, config.seed, section.bootstrap)
+    for name, world in worlds.items():
+        found = roll_out(policies, world, data.rules(), sessions)
+        rows += gain_rows(name, found, sessions, data, config.seed, section.bootstrap)
+        if name == ("realised" if "realised" in worlds else "predicted"):
+            rows += diversity_rows(found, sessions, data, config.seed, section.bootstrap)
+    report = Report(finite_rows(rows), _provenance(run, data, sessions))
+    report.save(folder)
+    print(terminal_table(report))
+
+
+def _refuse_partial_judge(run: Run) -> None:
+    """The judge must not have labelled the pairs, nor share a listener with what did."""
+    labeller, judge = run.parents["labeller"], run.parents["judge"]
+    labelled_by = read_json(run.parents["preferences"].folder / "provenance.json")["fingerprints"]["labeller"]
+    if judge.fingerprint in (labeller.fingerprint, labelled_by):
+        raise RunError(f"{judge.folder} labelled the pairs and cannot judge them; give another parents.judge")
+    users = read_json(judge.folder / "provenance.json")["settings"]["world_model"]["users"]
+    if users != "judge":
+        raise RunError(
+            f"{judge.folder} was trained with world_model.users={users}, so it saw listeners of the labeller; "
+            "parents.judge needs world_model.users=judge"
+        )
+
+
+def _policies(run: Run, data: SessionDataModule, labeller: world_model.WorldModel, sessions: Sessions) -> dict[str, Policy]:
+    """Random, Popularity, Copycat, Greedy and DPO."""
+    spread = read_json(run.parents["preferences"].folder / "summary.json")["effect_spread"]
+    utility = Utility(run.config.utility, data.log.metadata.modes, spread)
+    clone = run.parents["bc"].folder
+    popularity_K = (data.plays(TRAIN) + run.config.bc.popularity_smoothing).log()
+    return {
+        "copycat": NeuralPolicy(bc.load(clone, data), data, sessions.horizon),
+        "random": FixedPolicy(torch.zeros(data.tracks)),
+        "popularity": FixedPolicy(popularity_K),
+        "greedy": GreedyPolicy(labeller, utility, data, sessions.horizon),
+        "dpo": NeuralPolicy(bc.load(run.parents["dpo"].folder, data, clone), data, sessions.horizon),
+    }
+
+
+def _provenance(run: Run, data: SessionDataModule, sessions: Sessions) -> dict[str, object]:
+    config = run.config
+    return {
+        "data": data_summary(data),
+        "config": yaml.safe_load(dump(config)),
+        "commands": [" ".join(environment()["command"])],
+        "protocol": {
+            "test sessions rolled out": len(sessions.row_B),
+            "tracks per rollout": sessions.horizon,
+            "split seed": config.data.split.seed,
+            "seed": config.seed,
+        },
+        "fingerprints": {role: parent.fingerprint for role, parent in run.parents.items()},
+        "environment": environment(),
+    }
+
+
+def data_summary(data: SessionDataModule) -> list[dict[str, object]]:
+    """Users, sessions, plays and labels of each part and cohort: counts and shares, never ids."""
+    flat, meta = data.flat, data.log.metadata
+    lines = []
+    groups = {name: data.part_S == part for name, part in
+              (("training", TRAIN), ("validation", VALIDATION), ("test", TEST))}  # fmt: skip
+    groups |= {f"cohort {name}": flat.cohort_S == code for code, name in enumerate(meta.cohorts)}
+    groups |= {f"mode {name}": flat.mode_S == code for code, name in enumerate(meta.modes)}
+    for name, keep_S in groups.items():
+        play_N = keep_S[flat.session_N] & (flat.track_N >= 0)
+        feedback_P4 = flat.feedback_N4[play_N]
+        lines.append({
+            "group": name,
+            "users": len(flat.user_S[keep_S].unique()),
+            "sessions": int(keep_S.sum()),
+            "plays": int(play_N.sum()),
+            "missing_valence_report": _missing(flat.report_S2[keep_S][:, 0]),
+            "missing_pre_report": _missing(flat.pre_report_S2[keep_S][:, 0]),
+            "missing_rating": _missing(feedback_P4[:, 1]),
+            "missing_engagement": _missing(feedback_P4[:, 0]),
+        })  # fmt: skip
+    return lines
+
+
+def _missing(values: torch.Tensor) -> float:
+    return float(values.isnan().float().mean()) if len(values) else 0.0

@@ -1,0 +1,125 @@
+"""Make preference pairs with the labeller and store them with Copycat's log-probabilities."""
+
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from amrs.data import SessionDataModule
+from amrs.histories import played_before
+from amrs.models.policy import PolicyModel
+from amrs.noise import uniform
+from amrs.pairs import SAMPLERS, Pairs, effect_spread
+from amrs.rollout import choose
+from amrs.rules import Rules, log_softmax_allowed
+from amrs.runs import Run, RunError, write_json
+from amrs.splits import TRAIN, VALIDATION
+from amrs.stages import bc, world_model
+from amrs.stages.prepare import open_data
+from amrs.utility import Utility
+
+SPREAD_SESSIONS, SPREAD_TRACKS, SPREAD = 512, 32, 400
+"""Histories and draws that the spread of predicted effects is measured on; the draw's purpose."""
+_CHUNK = 256
+
+
+@torch.inference_mode()
+def next_track_log_probs(
+    policy: PolicyModel, data: SessionDataModule, rules: Rules, row_B: Tensor, step_B: Tensor
+) -> Tensor:
+    """Log-probabilities (B, K) in nats of every track as play `step_B` of session `row_B`."""
+    batch = data.prefix(row_B, step_B)
+    h_BD = policy(batch)[torch.arange(len(row_B)), batch.valid_BL.sum(1) - 1]
+    allowed_BK = rules.allowed(data.flat.mode_S[row_B], played_before(data.flat, row_B, step_B))
+    return log_softmax_allowed(policy.logits(h_BD), allowed_BK)
+
+
+def run(run: Run, folder: Path) -> None:
+    """Pairs of the labeller's users to `folder`/pairs (a Hugging Face data set) and a summary."""
+    config, section = run.config, run.config.preferences
+    data = open_data(run, users="labeller")
+    labeller = world_model.load(run.parents["labeller"].folder, data)
+    copycat, rules = bc.load(run.parents["bc"].folder, data), data.rules()
+    rows_train, rows = data.rows(TRAIN), torch.cat([data.rows(TRAIN), data.rows(VALIDATION)])
+    spread = measure_spread(labeller, copycat, data, rules, rows_train, config.seed)
+    utility = Utility(config.utility, data.log.metadata.modes, spread)
+    pairs = SAMPLERS[section.sampler](labeller, utility, data, rules, section, rows, config.seed)
+    part_B = data.part_S[pairs.row_B]
+    training = int((part_B == TRAIN).sum())
+    if training < section.min_pairs:
+        raise RunError(
+            f"the sampler {section.sampler} found {training} pairs among training users, fewer than "
+            f"preferences.min_pairs={section.min_pairs}: too few to train on. Widen what counts as negative "
+            f"(preferences.negative.*), or lower min_pairs if you accept training on noise"
+        )
+    reference_B2 = _reference(copycat, data, rules, pairs)
+    _store(folder, pairs, reference_B2, data, part_B)
+    write_json(folder / "summary.json", _summary(pairs, part_B, data, spread))
+
+
+def measure_spread(
+    model: world_model.WorldModel, copycat: PolicyModel, data: SessionDataModule, rules: Rules,
+    rows: Tensor, seed: int,
+) -> dict[str, float]:  # fmt: skip
+    """Spread of each signal's predicted effect under Copycat, on sessions' starts of training users."""
+    order = uniform(seed, SPREAD, rows).argsort()
+    row_B = rows[order[:SPREAD_SESSIONS]]
+    start_B = torch.zeros_like(row_B)
+    log_p_BK = next_track_log_probs(copycat, data, rules, row_B, start_B)
+    draws = [choose(log_p_BK, uniform(seed, SPREAD, row_B, c)) for c in range(SPREAD_TRACKS)]
+    return effect_spread(model, data, row_B, start_B, torch.stack(draws, 1))
+
+
+def _reference(copycat: PolicyModel, data: SessionDataModule, rules: Rules, pairs: Pairs) -> Tensor:
+    """Copycat's log-probability of chosen and rejected, (B, 2)."""
+    parts = []
+    for index in torch.arange(len(pairs.row_B)).split(_CHUNK):
+        part = pairs[index]
+        log_p_BK = next_track_log_probs(copycat, data, rules, part.row_B, part.step_B)
+        parts.append(log_p_BK.gather(1, torch.stack([part.chosen_B, part.rejected_B], 1)))
+    return torch.cat(parts)
+
+
+def _store(folder: Path, pairs: Pairs, reference_B2: Tensor, data: SessionDataModule, part_B: Tensor) -> None:
+    ids = data.log.catalogue["track_id"][:]
+    sessions = data.log.sessions.select_columns(["session_id", "user_id"])[pairs.row_B.tolist()]
+    columns = {
+        "session_id": sessions["session_id"],
+        "user_id": sessions["user_id"],
+        "row": pairs.row_B.tolist(),
+        "step": pairs.step_B.tolist(),
+        "chosen": pairs.chosen_B.tolist(),
+        "rejected": pairs.rejected_B.tolist(),
+        "chosen_id": [ids[k] for k in pairs.chosen_B.tolist()],
+        "rejected_id": [ids[k] for k in pairs.rejected_B.tolist()],
+        "du": pairs.du_B.tolist(),
+        "ref_chosen": reference_B2[:, 0].tolist(),
+        "ref_rejected": reference_B2[:, 1].tolist(),
+        "part": part_B.tolist(),
+    }
+    Dataset.from_dict(columns).save_to_disk(str(folder / "pairs"))
+
+
+def _summary(pairs: Pairs, part_B: Tensor, data: SessionDataModule, spread: dict[str, float]) -> dict[str, object]:
+    flat = data.flat
+    users = data.users(TRAIN)
+    rows = torch.cat([data.rows(TRAIN), data.rows(VALIDATION)])
+    log_plays = (data.plays(TRAIN) + 1).log()
+    shift = (log_plays[pairs.chosen_B] - log_plays[pairs.rejected_B]).mean()
+    covered = flat.user_S[pairs.row_B[part_B == TRAIN]].unique()
+    return {
+        "pairs": {"train": int((part_B == TRAIN).sum()), "validation": int((part_B == VALIDATION).sum())},
+        "du_quartiles": pairs.du_B.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist(),
+        "pairs_per_play": len(pairs.row_B) / int(flat.length_S[rows].sum()),
+        "log_popularity_shift": float(shift),
+        "share_of_users_covered": len(covered) / len(users),
+        "effect_spread": spread,
+    }
+
+
+def load_pairs(folder: Path) -> dict[str, Tensor]:
+    """Numeric columns of stored pairs as tensors."""
+    table = Dataset.load_from_disk(str(folder / "pairs")).with_format("torch")
+    names = ("row", "step", "chosen", "rejected", "du", "ref_chosen", "ref_rejected", "part")
+    return {name: torch.as_tensor(table[name][:]) for name in names}

@@ -1,0 +1,98 @@
+"""Train the world model: an ensemble on all training users, or on the labeller's or judge's half."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from amrs.config.graph import Config
+from amrs.config.groups import ModelConfig
+from amrs.data import LABELS, Batch, SessionDataModule
+from amrs.models.world_model import WorldModel, masked_sums
+from amrs.runs import Run, read_config
+from amrs.splits import TRAIN
+from amrs.stages.prepare import open_data
+from amrs.training import RatioOfSums, fit, linear_schedule, load_weights
+
+_WEIGHT = {"start_valence": 0.5, "start_arousal": 0.5, "end_valence": 0.5, "end_arousal": 0.5, "play": 0.0}
+"""Weights of labels in the loss; 1 where not named."""
+
+
+class WorldModelTraining(lightning.LightningModule):
+    """Sum over signals of their mean negative log-likelihood, summed over members."""
+
+    def __init__(self, model: WorldModel, config: Config) -> None:
+        super().__init__()
+        self.save_hyperparameters({"model": asdict(config.model), "world_model": asdict(config.world_model)})
+        self.model, self.config = model, config
+        self.register_buffer("weight_Z", torch.tensor([_WEIGHT.get(z, 1.0) for z in LABELS]), persistent=False)
+        self.validation = RatioOfSums(LABELS)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One micro-batch; sums are divided by the label counts of the whole optimiser step."""
+        sums_MZ = torch.stack([masked_sums(member, batch) for member in self.model.ensemble])
+        loss = (sums_MZ * self.weight_Z / batch.normaliser_Z).sum()
+        self.log("train/loss", loss.detach() / len(sums_MZ), batch_size=len(batch.track_BL), sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Sums over members and labels; counts once."""
+        sums_MZ = torch.stack([masked_sums(member, batch) for member in self.model.ensemble])
+        self.validation.update(sums_MZ.mean(0), label_counts(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """val/loss, and the likelihood of each signal in nats."""
+        nll = self.validation.compute()
+        self.validation.reset()
+        loss = sum(_WEIGHT.get(name, 1.0) * value for name, value in nll.items())
+        self.log_dict({"val/loss": loss, **{f"val/nll/{name}": value for name, value in nll.items()}})
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, one cycle."""
+        section = self.config.world_model
+        return linear_schedule(self, section, self.config.trainer.max_steps or section.max_steps)
+
+
+def label_counts(batch: Batch) -> Tensor:
+    """Counted labels of a batch, as (Z,), from the masks."""
+    counts_BL1 = batch.counts_BL[..., None]
+    known_BL2 = ~batch.report_BL2.isnan() & counts_BL1
+    start_BL1 = (batch.step_BL == 0)[..., None]
+    parts = [
+        (~batch.target_BLY.isnan() & counts_BL1).sum((0, 1)),
+        (known_BL2 & start_BL1).sum((0, 1)),
+        (known_BL2 & ~start_BL1).sum((0, 1)),
+        (batch.counts_BL & (batch.next_track_BL >= 0)).sum()[None],
+    ]
+    return torch.cat(parts)
+
+
+def build(members: int, components: int, model: ModelConfig, data: SessionDataModule) -> WorldModel:
+    """An untrained ensemble for this data set."""
+    return WorldModel(
+        members, model, data.log.metadata.signals, components, data.flat.static_SF.shape[1],
+        data.embedding_KE,
+    )  # fmt: skip
+
+
+def run(run: Run, folder: Path) -> None:
+    """Train to `folder`/checkpoints."""
+    config, section = run.config, run.config.world_model
+    lightning.seed_everything(config.seed, verbose=False)
+    data = open_data(run, section.users, section.batch_size, section.hide_feedback)
+    model = build(section.members, section.components, config.model, data)
+    for member in model.ensemble:
+        member.encoder.fit_statistics(data.flat.static_SF[data.rows(TRAIN)])
+    fit(run, folder, WorldModelTraining(model, config), data, section, section.validate_every)
+
+
+def load(folder: Path, data: SessionDataModule) -> WorldModel:
+    """A trained ensemble from its run folder, in eval mode."""
+    found = read_config(folder)
+    section = found["world_model"]
+    model = build(section["members"], section["components"], ModelConfig(**found["model"]), data)
+    load_weights(folder, model, "model.")
+    return model.eval()

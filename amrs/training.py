@@ -1,0 +1,189 @@
+"""Trainer, optimiser, loggers and checkpoints, the same for every trained stage."""
+
+import os
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from amrs.config.graph import Config
+from amrs.data import SessionDataModule
+from amrs.runs import Run, RunError, process_rank
+
+BEST, LAST, _ASIDE = "best.ckpt", "last.ckpt", "metrics.before.csv"
+_LIGHTNING_NOISE = (
+    ".*does not have many workers.*",
+    ".*IterableDataset.*__len__.*",
+    ".*LeafSpec.*",
+    ".*functional.*all_gather.*",
+    ".*exists and is not empty.*",
+    ".*You're resuming from a checkpoint that ended.*",
+    ".*isinstance.*treespec.*",
+    ".*modules? in eval mode at the start of training.*",
+)
+
+
+class RatioOfSums(Metric):
+    """sum / count by name, both summed over batches and processes before they are divided.
+
+    Shape suffix: Z names.
+    """
+
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        zeros = torch.zeros(len(self.names), dtype=torch.float64)
+        self.add_state("sums", zeros.clone(), dist_reduce_fx="sum")
+        self.add_state("counts", zeros.clone(), dist_reduce_fx="sum")
+
+    def update(self, sums_Z: Tensor, counts_Z: Tensor) -> None:
+        """Add sums and counts."""
+        self.sums += sums_Z.detach()
+        self.counts += counts_Z
+
+    def compute(self) -> dict[str, Tensor]:
+        """Ratio by name; names without any count are left out."""
+        known = (self.counts > 0).tolist()
+        ratio = self.sums / self.counts.clamp(min=1)
+        return {name: value.float() for name, value, k in zip(self.names, ratio, known, strict=True) if k}
+
+
+def fit(
+    run: Run, folder: Path, module: lightning.LightningModule, data: SessionDataModule, section: Any,
+    validate_every: int, early_stop: bool = True, callbacks: tuple[Callback, ...] = (),
+) -> None:  # fmt: skip
+    """Train to `<folder>/checkpoints/best.ckpt` (lowest val/loss), resuming from last.ckpt if there.
+
+    Args:
+        run: whose settings hold.
+        folder: the run's folder while it is under way.
+        module: what is trained; it logs val/loss.
+        data: its batches; seeds with the run's seed.
+        section: the stage's own settings (max_steps, patience).
+        validate_every: optimiser steps between validations and checkpoints.
+        early_stop: stop after `section.patience` validations without improvement.
+        callbacks: more of them.
+    """
+    config = run.config
+    checkpoints = folder / "checkpoints"
+    max_steps = config.trainer.max_steps or section.max_steps
+    every = min(validate_every, max_steps) * config.trainer.accumulate_grad_batches
+    watch: list[Callback] = [*callbacks]
+    if early_stop:
+        watch += [
+            EarlyStopping("val/loss", patience=section.patience, check_on_train_epoch_end=False),
+            ModelCheckpoint(checkpoints, "best", "val/loss", save_last=False, enable_version_counter=False,
+                            save_on_train_epoch_end=False),
+        ]  # fmt: skip
+    watch.append(
+        ModelCheckpoint(checkpoints, "last", every_n_train_steps=min(validate_every, max_steps),
+                        enable_version_counter=False)
+    )  # fmt: skip
+    if sys.stdout.isatty():
+        watch.append(TQDMProgressBar())
+    if process_rank() == 0:
+        _set_aside(folder)
+    loggers = _loggers(run, folder)
+    with warnings.catch_warnings():
+        for pattern in _LIGHTNING_NOISE:
+            warnings.filterwarnings("ignore", pattern)
+        trainer = lightning.Trainer(
+            accelerator=config.trainer.accelerator, devices=config.trainer.devices,
+            num_nodes=config.trainer.num_nodes, strategy=config.trainer.strategy,
+            precision=config.trainer.precision, accumulate_grad_batches=config.trainer.accumulate_grad_batches,
+            max_steps=max_steps, max_epochs=-1, val_check_interval=every, check_val_every_n_epoch=None,
+            callbacks=watch, logger=loggers, log_every_n_steps=config.log.every, gradient_clip_val=1.0,
+            enable_progress_bar=sys.stdout.isatty(), enable_model_summary=False, num_sanity_val_steps=0,
+            use_distributed_sampler=False, default_root_dir=folder,
+        )  # fmt: skip
+        last = checkpoints / LAST
+        trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+    if process_rank() == 0:
+        _join(folder)
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and process_rank() == 0:
+            logger.experiment.finish(quiet=True)
+
+
+def wandb_mode(config: Config) -> str:
+    """disabled, offline or online; auto is online only where a login exists."""
+    if config.log.wandb != "auto":
+        return config.log.wandb
+    if "WANDB_MODE" in os.environ:
+        return os.environ["WANDB_MODE"]
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    login = "WANDB_API_KEY" in os.environ or (netrc.exists() and "wandb" in netrc.read_text())
+    return "online" if login else "offline"
+
+
+def _loggers(run: Run, folder: Path) -> list[Logger]:
+    """CSV always; W&B as the settings say. Within a sweep only the run that was asked for is W&B's."""
+    loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
+    mode = wandb_mode(run.config)
+    if mode == "disabled" or ("WANDB_SWEEP_ID" in os.environ and run.role != run.config.stage):
+        return loggers
+    from dataclasses import asdict
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    loggers.append(
+        WandbLogger(
+            name=f"{run.role}-{run.fingerprint}", save_dir=folder, project=run.config.log.project,
+            offline=mode == "offline", config=asdict(run.config),
+        )
+    )  # fmt: skip
+    return loggers
+
+
+def _set_aside(folder: Path) -> None:
+    """A resumed run keeps the rows of its earlier life, which Lightning's logger would overwrite."""
+    path, aside = folder / "metrics.csv", folder / _ASIDE
+    if path.exists():
+        _join(folder)
+        path.rename(aside)
+
+
+def _join(folder: Path) -> None:
+    """Put rows that were set aside before those of metrics.csv; a repeated step counts once."""
+    path, aside = folder / "metrics.csv", folder / _ASIDE
+    if not aside.exists():
+        return
+    now = pd.read_csv(path) if path.exists() else pd.DataFrame({"step": []})
+    before = pd.read_csv(aside)
+    before = before[before["step"] < (now["step"].min() if len(now) else float("inf"))]
+    joined, temporary = pd.concat([before, now]), folder / "metrics.csv.tmp"
+    joined.to_csv(temporary, index=False)
+    temporary.replace(path)
+    aside.unlink()
+
+
+def linear_schedule(module: nn.Module, section: Any, max_steps: int) -> dict[str, Any]:
+    """AdamW with a one-cycle schedule (Smith 2018), stepped with the optimiser."""
+    optimiser = torch.optim.AdamW(
+        module.parameters(), lr=section.learning_rate, weight_decay=section.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, section.learning_rate, total_steps=max_steps + 1, pct_start=min(0.1, 50 / max_steps)
+    )
+    return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def load_weights(folder: Path, module: nn.Module, prefix: str) -> None:
+    """Fill `module` from a finished run's best checkpoint; only tensors and plain values are read."""
+    path = folder / "checkpoints" / BEST
+    if not path.exists():
+        raise RunError(f"{path} is missing: the run is not complete; remove {folder} and run it again")
+    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    module.load_state_dict(own)
