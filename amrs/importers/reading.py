@@ -31,10 +31,19 @@ class Raw:
     table: pa.Table
 
     def column(self, name: str) -> pa.Array:
-        """A column in one chunk; LogError that lists the columns if it is not there."""
+        """A column in one chunk, text without surrounding blanks and null where empty.
+
+        LogError that lists the columns if it is not there.
+        """
         if name not in self.table.column_names:
             self.missing(name)
-        return self.table[name].combine_chunks()
+        array = self.table[name].combine_chunks()
+        if pa.types.is_dictionary(array.type):
+            array = array.dictionary_decode()
+        if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+            array = pc.utf8_trim_whitespace(array)
+            array = pc.if_else(pc.is_in(array, pa.array(MISSING, array.type)), None, array)
+        return array
 
     def missing(self, name: str) -> NoReturn:
         """Say that there is no such column, and which there are."""
@@ -42,13 +51,11 @@ class Raw:
         raise LogError(f"{self.file}: no column {name}; its columns are {names}")
 
     def text(self, name: str) -> pa.Array:
-        """A column as strings without surrounding blanks; whole numbers as integers."""
+        """A column as strings, null where empty; whole numbers as integers."""
         array = self.column(name)
-        if pa.types.is_dictionary(array.type):
-            array = array.dictionary_decode()
         if pa.types.is_floating(array.type) and pc.all(pc.equal(array, pc.floor(array))).as_py():
             array = array.cast(pa.int64())  # ids of a column with gaps come as floats
-        return pc.utf8_trim_whitespace(array.cast(pa.string()))
+        return array.cast(pa.string())
 
     def floats(self, *names: str) -> list[Floats]:
         """Columns of numbers, NaN where empty; LogError naming the rows that hold none."""

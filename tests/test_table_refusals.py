@@ -1,0 +1,275 @@
+"""Bad tables and bad column maps: what is said, and that nothing half-written stays."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_table import Edit, cells, change, edit_map, raw, refusal, run, write
+
+from amrs.config.data import DataConfig
+from amrs.importers import IMPORTERS
+from amrs.schema import LogError
+
+__all__ = ["raw"]  # the fixture
+
+
+BAD_CELLS: list[tuple[str, int, dict[str, str], str]] = [
+    (
+        "sessions.csv",
+        1,
+        {"mood_before": "8"},
+        "sessions.csv: column mood_before (pre_valence), session_id V01: '8'; allowed: a number in [1, 7]",
+    ),
+    (
+        "sessions.csv",
+        2,
+        {"mood_after": "good"},
+        "(post_valence), session_id V02: 'good'; allowed: a number in [1, 7]",
+    ),
+    (
+        "sessions.csv",
+        2,
+        {"mood_after": "nan"},
+        "(post_valence), session_id V02: 'nan'; allowed: a number in [1, 7]",
+    ),
+    (
+        "sessions.csv",
+        3,
+        {"pulse": "inf"},
+        "column pulse (context), session_id V03: 'inf'; allowed: a number, or empty",
+    ),
+    (
+        "sessions.csv",
+        1,
+        {"begin": "2025-03-03"},
+        "column begin (started_at), session_id V01: '2025-03-03'; allowed: a time like %d.%m.%Y",
+    ),
+    (
+        "sessions.csv",
+        1,
+        {"begin": "31.02.2025 08:15"},
+        "(started_at), session_id V01: '31.02.2025 08:15'; allowed:",
+    ),
+    ("sessions.csv", 1, {"begin": ""}, "column begin (started_at), session_id V01: null; allowed: not null"),
+    (
+        "sessions.csv",
+        1,
+        {"finish": "03.03.2025 08:00"},
+        "(ended_at), session_id V01: 2025-03-03T07:00:00+00:00; allowed: not before started_at",
+    ),
+    (
+        "sessions.csv",
+        1,
+        {"finish": "06.03.2025 08:00"},
+        "column begin (started_at), session_id V06: "
+        "2025-03-05T19:10:00+00:00; allowed: not before the end of this user's session",
+    ),
+    (
+        "sessions.csv",
+        1,
+        {"activity": "party"},
+        "column activity (mode), session_id V01: 'party'; allowed: relax, workout, study (the",
+    ),
+    (
+        "sessions.csv",
+        1,
+        {"how_ended": "crash"},
+        "column how_ended (ended), session_id V01: 'crash'; allowed: closed, end",
+    ),
+    ("sessions.csv", 2, {"visit": "V01"}, "column visit (session_id), session_id V01: given again; allowed:"),
+    (
+        "sessions.csv",
+        2,
+        {"listener": ""},
+        "column listener (user_id), session_id V02: null; allowed: not null",
+    ),
+    (
+        "events.csv",
+        1,
+        {"song": "S999"},
+        "events.csv: column song (track_id), session_id V08, item 3: 'S999'; allowed: a "
+        "track_id of the catalogue",
+    ),
+    (
+        "events.csv",
+        1,
+        {"song": "S001"},
+        "session_id V08, item 3: 'S001'; allowed: a track whose modes include the mode",
+    ),
+    (
+        "events.csv",
+        1,
+        {"visit": "V77"},
+        "events.csv: column visit (session_id), session_id V77, row 1: 'V77'; allowed: a "
+        "session of the sessions file",
+    ),
+    ("events.csv", 1, {"no": ""}, "column no (position), session_id V08, row 1: null; allowed: not empty"),
+    (
+        "events.csv",
+        1,
+        {"thumb": "sideways"},
+        "column thumb (rating), session_id V08, row 1: 'sideways'; allowed: up, down",
+    ),
+    ("events.csv", 1, {"played_s": "-3"}, "column played_s (engagement), session_id V08, item 3: -0."),
+    (
+        "catalogue.csv",
+        2,
+        {"vec_3": ""},
+        "columns vec_* (embedding), track_id S002, item 3: null; allowed: finite",
+    ),
+    ("catalogue.csv", 2, {"vec_3": "x"}, "columns vec_* (embedding), track_id S002: 'x'; allowed: a number"),
+    (
+        "catalogue.csv",
+        2,
+        {"song": "S001"},
+        "column song (track_id), track_id S001: given again; allowed: every track",
+    ),
+    (
+        "catalogue.csv",
+        1,
+        {"good_for": "relax;party"},
+        "(modes), track_id S001: 'party'; allowed: relax, workout, study",
+    ),
+]
+
+
+@pytest.mark.parametrize(("file", "row", "values", "message"), BAD_CELLS)
+def test_a_bad_cell_is_named_by_file_column_row_and_what_is_allowed(
+    raw: Path, tmp_path: Path, file: str, row: int, values: dict[str, str], message: str
+) -> None:
+    change(raw / file, row, **values)
+    assert message in refusal(raw, tmp_path / "run")
+
+
+def test_a_session_without_tracks_is_refused(raw: Path, tmp_path: Path) -> None:
+    write(raw / "events.csv", [row for row in cells(raw / "events.csv") if row["visit"] != "V04"])
+    assert "(track_id), session_id V04: an empty session; allowed: 1 track or more" in refusal(
+        raw, tmp_path / "run"
+    )
+
+
+def test_embeddings_of_different_length_are_refused(raw: Path, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [row | {"vector": "1;2;3"} for row in cells(raw / "catalogue.csv")]
+    rows[4]["vector"] = "1;2"
+    write(raw / "catalogue.csv", rows)
+    edit_map(raw, lambda m: m["catalogue"]["columns"].update(embedding="vector"))
+    assert "(embedding), track_id S005: 2 numbers; allowed: 3 numbers" in refusal(raw, tmp_path / "run")
+
+
+def test_local_times_without_a_zone_are_refused(raw: Path, tmp_path: Path) -> None:
+    edit_map(raw, lambda m: m["sessions"]["columns"]["started_at"].pop("zone"))
+    assert "with offset (or give its zone in the map)" in refusal(raw, tmp_path / "run")
+
+
+def columns(part: str, **given: Any) -> Edit:
+    return lambda m: m[part]["columns"].update(given)
+
+
+BAD_MAPS: list[tuple[Edit, str]] = [
+    (
+        columns("sessions", moode="activity"),
+        "sessions.columns has the key moode; allowed: session_id, user_id, ",
+    ),
+    (columns("sessions", moode="activity"), "Did you mean mode?"),
+    (
+        lambda m: m.update(songs={}),
+        "the map has the key songs; allowed: name, embedding_is, sessions, events, catalogue",
+    ),
+    (lambda m: m.pop("events"), "the map lacks events; it needs sessions, events, catalogue"),
+    (
+        lambda m: m["sessions"]["columns"].pop("user_id"),
+        "sessions.columns lacks user_id; it needs session_id, user_id",
+    ),
+    (
+        columns("sessions", mode="mood"),
+        "sessions.csv: no column mood; its columns are visit, listener, begin",
+    ),
+    (
+        columns("catalogue", embedding={"prefix": "mert_"}),
+        "catalogue.csv: no column mert_*; its columns are song, name",
+    ),
+    (lambda m: m["events"].update(file="plays.csv"), "plays.csv is missing in"),
+    (
+        lambda m: m["events"].update(file="map.yaml"),
+        "files of type .yaml are not read; allowed: .csv, .parquet",
+    ),
+    (
+        columns("sessions", pre_valence={"column": "mood_before", "scale": ["7", "1"]}),
+        "sessions.columns.pre_valence.scale: ['7', '1']; allowed: [lowest, highest]",
+    ),
+    (
+        columns("sessions", pre_valence={"column": "mood_before", "unit": "s"}),
+        "sessions.columns.pre_valence has the key unit; allowed: column, scale",
+    ),
+    (
+        columns("sessions", started_at={"column": "begin", "unit": "h"}),
+        "started_at.unit: h; allowed: s, ms, us",
+    ),
+    (
+        columns("sessions", started_at={"column": "begin", "zone": "Mars"}),
+        "zone: Mars; allowed: a name like UTC",
+    ),
+    (
+        columns("events", rating={"column": "thumb", "like": "4"}),
+        "events.columns.rating; allowed: like and dislike",
+    ),
+    (
+        columns("events", rating={"column": "thumb", "like": "2", "dislike": "4"}),
+        "like 2; allowed: above dislike, 4",
+    ),
+    (
+        columns("events", rating={"column": "thumb", "values": {"up": "yes"}}),
+        "events.columns.rating.values.up: yes; allowed: 0, 1, empty",
+    ),
+    (
+        columns("events", played_at="played_s"),
+        "events.columns has position and played_at; allowed: one of them",
+    ),
+    (columns("sessions", context="pulse"), "sessions.columns.context: pulse; allowed: a list of columns"),
+]
+
+
+@pytest.mark.parametrize(("edit", "message"), BAD_MAPS, ids=[m[:50] for _, m in BAD_MAPS])
+def test_a_bad_map_is_refused_with_what_is_allowed(
+    raw: Path, tmp_path: Path, edit: Edit, message: str
+) -> None:
+    edit_map(raw, edit)
+    assert message in refusal(raw, tmp_path / "run")
+
+
+def test_a_map_that_is_missing_or_no_yaml_is_refused(raw: Path, tmp_path: Path) -> None:
+    (raw / "map.yaml").write_text("sessions: [")
+    assert "map.yaml: not YAML" in refusal(raw, tmp_path / "a")
+    (raw / "map.yaml").unlink()
+    assert "map.yaml: the column map is missing or not UTF-8; write one" in refusal(raw, tmp_path / "b")
+
+
+def test_a_row_with_too_few_cells_is_named_by_its_number(raw: Path, tmp_path: Path) -> None:
+    lines = (raw / "events.csv").read_text().splitlines()
+    (raw / "events.csv").write_text("\n".join([*lines[:3], "V08,1", *lines[3:]]) + "\n")
+    assert "events.csv: row 4 has 2 cells; allowed: 5, as in the first line" in refusal(raw, tmp_path / "run")
+
+
+def test_a_file_that_is_not_utf8_is_refused(raw: Path, tmp_path: Path) -> None:
+    (raw / "events.csv").write_bytes((raw / "events.csv").read_bytes() + b"V01,9,\xff\xfe,1,\n")
+    assert "events.csv is not a readable csv file in UTF-8" in refusal(raw, tmp_path / "run")
+
+
+def test_a_missing_raw_dir_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LogError, match=r"data\.raw_dir is not given; allowed: the folder of your tables"):
+        IMPORTERS["table"](DataConfig(name="table"), tmp_path)
+
+
+def test_the_first_twenty_bad_cells_are_listed_and_the_rest_counted(raw: Path, tmp_path: Path) -> None:
+    rows = cells(raw / "events.csv")
+    write(raw / "events.csv", [row | {"thumb": "?"} for row in rows])
+    text = refusal(raw, tmp_path / "run")
+    assert f"{len(rows)} faults" in text and text.count("'?'") == 20
+    assert f"... and {len(rows) - 20} more" in text
+
+
+def test_a_fault_found_late_does_not_disturb_a_finished_log(raw: Path, tmp_path: Path) -> None:
+    before = run(raw, tmp_path / "run").fingerprint
+    with pytest.raises(LogError, match="exists; a log is written once"):
+        run(raw, tmp_path / "run")
+    assert run(raw, tmp_path / "other").fingerprint == before
