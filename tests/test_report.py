@@ -5,12 +5,13 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from amrs.report import Report, ReportError, Row, finite_rows, load, terminal_table
-from amrs.report.words import number
+from amrs.report.words import gain_findings, gain_sentence, model_findings, number
 
 FIT = {"world_model": 0.42, "track_blind": 0.36, "persistence_pre": 0.12, "persistence_last": -0.05,
        "user_mean": 0.21, "ridge": 0.33, "boosting": 0.37}  # fmt: skip
@@ -217,7 +218,7 @@ def test_the_page_asks_answers_and_says_that_nothing_was_stressed(page):
     ]  # fmt: skip
     text = page.read_text()
     assert "Not yet stressed" in text
-    assert "Realised +0.0171 [+0.0121, +0.0221] (above 0); Predicted by the judge +0.0145" in text
+    assert "Realised: +0.0171 [+0.0121, +0.0221], above 0\nPredicted by the judge: +0.0145" in text
     assert (
         "DPO against Copycat: better in valence and arousal; worse in rating; cannot tell in engagement."
         in text
@@ -267,6 +268,40 @@ def test_the_terminal_table_holds_the_main_figures_in_110_columns(full):
 
 
 @pytest.mark.parametrize(
+    ("low", "high", "tag"),
+    [
+        (0.001, 0.02, "better"),
+        (-0.02, -0.001, "worse"),
+        (-0.001, 0.02, "cannot tell"),
+        (None, None, "no interval"),
+    ],
+)
+def test_a_gain_is_called_better_or_worse_only_if_its_interval_leaves_out_0(low, high, tag):
+    assert [found.tag for found in gain_findings(Report([row(low=low, high=high)], {}))] == [tag]
+
+
+def test_realised_gains_decide_and_without_them_the_judge_does_and_the_words_say_so():
+    judged = row(section="predicted", value=-0.02, low=-0.03, high=-0.01)
+    assert gain_findings(Report([judged, row()], {}))[0].tag == "better"
+    assert gain_findings(Report([judged], {}))[0].tag == "worse"
+    assert gain_sentence(Report([judged], {})).startswith("By the judge's prediction, with no truth to check")
+
+
+@pytest.mark.parametrize(
+    ("best", "tag"), [(0.35, "above baselines"), (0.41, "no clear gap"), (0.47, "below baselines")]
+)
+def test_the_world_model_is_held_against_the_best_baseline_by_its_interval(best, tag):
+    keys = {"section": "fidelity", "metric": "r2"}
+    rows = [row(**keys, subject="world_model", **around(0.42, 0.04)), row(**keys, subject="ridge", value=0.2)]
+    rows.append(row(**keys, subject="boosting", **around(best, 0.04)))
+    rows.append(row(**keys, subject="track_blind", **around(0.9, 0.01)))  # ours, so no baseline
+    (found,) = model_findings(
+        Report([replace(r, low=None, high=None) if r.value == 0.2 else r for r in rows], {})
+    )
+    assert found.tag == tag and "gradient boosting" in found.text
+
+
+@pytest.mark.parametrize(
     ("value", "metric", "text"),
     [(0.01234, "gain", "+0.0123"), (-0.00001, "gain", "+0.0000"), (0.0401, "relative_gain", "+4.0 %"),
      (1815.4, "effective_tracks", "1,815"), (-0.0001, "r2", "0.000"), (-0.0001, "relative_gain", "+0.0 %"),
@@ -276,28 +311,36 @@ def test_numbers_have_the_decimals_and_sign_of_their_metric(value, metric, text)
     assert number(value, metric) == text
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_fits_its_screen_in_a_browser(page, tmp_path, width):
+def test_the_page_fits_its_screen_in_a_browser(page, tmp_path):
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no chromium on this machine: the page's layout is not checked")
-    # A frame of the wanted width (a window of Chromium is never narrower than 500 px), and a script in the
-    # frame that writes down how far the page reaches and whether any script failed.
+    # Frames of the wanted widths (a window of Chromium is never narrower than 500 px), with a script inside
+    # that tells how far the page reaches beyond its frame and whether any script failed.
     probe = (
         "<script>let faults = ''; addEventListener('error', e => faults += e.message);"
-        "addEventListener('load', () => parent.postMessage({faults: faults, "
+        "addEventListener('load', () => parent.postMessage({width: innerWidth, faults: faults, "
         "beyond: document.documentElement.scrollWidth - document.documentElement.clientWidth, "
         "copy: document.querySelectorAll('button.copy:not([hidden])').length}, '*'));</script>"
     )
     (tmp_path / "inner.html").write_text(page.read_text().replace("</head>", probe + "</head>"))
+    frames = [
+        f"<iframe src='inner.html' style='width:{w}px;height:900px;border:0'></iframe>" for w in (390, 1280)
+    ]
     (tmp_path / "outer.html").write_text(
-        "<body><p id='found'></p><script>addEventListener('message', e => "
-        "document.getElementById('found').textContent = JSON.stringify(e.data))</script>"
-        f"<iframe src='inner.html' style='width:{width}px;height:900px;border:0'></iframe></body>"
+        "<body><p id='found'></p><script>const all = []; addEventListener('message', e => {"
+        "all.push(e.data); document.getElementById('found').textContent = JSON.stringify(all)})</script>"
+        f"{''.join(frames)}</body>"
     )
-    profile = f"--user-data-dir={tmp_path / 'profile'}"
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", profile,
-               "--virtual-time-budget=3000", "--dump-dom", (tmp_path / "outer.html").as_uri()]  # fmt: skip
+    command = [
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    command += ["--virtual-time-budget=3000", "--dump-dom", (tmp_path / "outer.html").as_uri()]
     found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     measured = json.loads(re.search(r"<p id=\"found\">(.*?)</p>", found)[1])
-    assert measured == {"faults": "", "beyond": 0, "copy": 8}
+    fine = {"faults": "", "beyond": 0, "copy": 8}
+    assert sorted(measured, key=lambda m: m["width"]) == [{"width": 390, **fine}, {"width": 1280, **fine}]

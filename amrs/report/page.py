@@ -9,7 +9,7 @@ from markupsafe import Markup
 from omegaconf import OmegaConf
 
 from amrs.report import figures, tables, words
-from amrs.report.figures import Panel
+from amrs.report.canvas import Panel
 from amrs.report.rows import Report
 from amrs.report.tables import Table
 

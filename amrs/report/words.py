@@ -93,7 +93,7 @@ def direction(row: Row) -> str:
 def gain_findings(report: Report, subject: str = "dpo") -> list[Finding]:
     """For each signal, whether the gain's interval excludes 0, by each way of knowing; the first decides."""
     why = {
-        "better": "above 0", "worse": "below 0", "cannot tell": "0 is inside", "no interval": "too few users",
+        "better": "above 0", "worse": "below 0", "cannot tell": "0 inside", "no interval": "too few users",
     }  # fmt: skip
     found = []
     for signal in ("valence", "arousal", "engagement", "rating"):
@@ -103,8 +103,9 @@ def gain_findings(report: Report, subject: str = "dpo") -> list[Finding]:
         ]
         known = [row for row in rows if row is not None]
         if known:
-            parts = [f"{label(row.section)} {cell(row)} ({why[direction(row)]})" for row in known]
-            found.append(Finding(label(signal), direction(known[0]), f"{'; '.join(parts)}. {counts(known)}."))
+            lines = [f"{label(row.section)}: {cell(row)}, {why[direction(row)]}" for row in known]
+            lines[-1] += f" ({counts(known)})"
+            found.append(Finding(label(signal), direction(known[0]), "\n".join(lines)))
     return found
 
 
@@ -128,7 +129,10 @@ def gain_sentence(report: Report, subject: str = "dpo") -> str:
 
 
 def model_findings(report: Report) -> list[Finding]:
-    """For each signal, the world model beside the best baseline and its track-blind self."""
+    """For each signal, the world model beside the best baseline and its track-blind self.
+
+    The word is about the best baseline's figure and the world model's interval: above, below, or inside it.
+    """
     found = []
     for signal, metric in MAIN_FIT:
         rows = {row.subject: row for row in report.find(section="fidelity", signal=signal, metric=metric)}
@@ -139,12 +143,19 @@ def model_findings(report: Report) -> list[Finding]:
         if model is None or not others:
             continue
         best = max(others, key=lambda row: row.value)
-        tag = "above baselines" if model.value > best.value else "not above baselines"
-        text = (
-            f"{label(metric)} {cell(model)}; best baseline here, {label(best.subject).lower()}: {cell(best)}"
+        low, high = (
+            (model.low, model.high) if model.low is not None and model.high is not None else (-9e9, 9e9)
         )
+        tag = (
+            "above baselines"
+            if low > best.value
+            else "below baselines"
+            if high < best.value
+            else "no clear gap"
+        )
+        text = f"{label(metric)} {cell(model)}\nBest baseline, {label(best.subject).lower()}: {cell(best)}"
         blind = rows.get("track_blind")
-        text += f"; without the session's tracks: {cell(blind)}." if blind is not None else "."
+        text += f"\nThe same model without the session's tracks: {cell(blind)}" if blind is not None else ""
         found.append(Finding(label(signal), tag, text))
     return found
 
