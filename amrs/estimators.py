@@ -32,8 +32,8 @@ RIDGE_ALPHAS = tuple(10.0 ** np.arange(-1, 5.5, 0.5))
 LOGISTIC_C = (1e-4, 1e-3, 1e-2, 1e-1)
 """Inverse weights of the squared norm against the sum of negative log-likelihoods."""
 BOOSTING: tuple[dict[str, float], ...] = (
-    {"learning_rate": 0.1, "max_leaf_nodes": 4, "l2_regularization": 5.0},
-    {"learning_rate": 0.06, "max_leaf_nodes": 8, "l2_regularization": 10.0},
+    {"learning_rate": 0.05, "max_leaf_nodes": 4, "l2_regularization": 10.0},
+    {"learning_rate": 0.05, "max_leaf_nodes": 10, "l2_regularization": 10.0},
     {"learning_rate": 0.1, "max_leaf_nodes": 31, "l2_regularization": 10.0},
 )
 MAX_ITERATIONS = 400

@@ -5,7 +5,6 @@ Nothing here is learned from labels: every feature of a row is a function of wha
 Shape suffixes: S sessions, N plays, E events (sessions or plays), Q rows asked for, F features, D embedding.
 """
 
-from collections.abc import Callable
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -24,13 +23,8 @@ EWM_ALPHA = 0.3
 
 PLAY_HISTORY = ("engagement", "rating", "track_valence", "track_arousal")
 SESSION_HISTORY = ("pre_valence", "pre_arousal", "post_valence", "post_arousal", "left")
-TASTES: dict[str, Callable[[Columns], Floats]] = {
-    "played": lambda flat: np.ones(len(flat.row_N), np.float32),
-    "engaged": lambda flat: np.nan_to_num(flat.play_N["engagement"]),
-    "liked": lambda flat: (flat.play_N["rating"] == 1).astype(np.float32),
-    "disliked": lambda flat: (flat.play_N["rating"] == 0).astype(np.float32),
-}
-"""Weights of a user's earlier plays in the mean embedding that tracks are compared with."""
+TASTES = ("played", "engaged", "liked", "disliked")
+"""Ways to weigh a user's earlier plays in the mean embedding that tracks are compared with."""
 
 
 class Features(NamedTuple):
@@ -89,11 +83,18 @@ class History:
 
     @cached_property
     def taste_ND(self) -> dict[str, Floats]:
-        """Weighted sums of the embeddings of a user's plays before each play (N + 1, D), over all users."""
+        """Sums of the embeddings of all plays before each play, over all users, (N + 1, D).
+
+        Weights: 1; engagement above the user's mean before it; whether liked; whether disliked.
+        """
         track_ND = self.embedding_KD[self.flat.track_N]
+        engagement_N, rating_N = self.flat.play_N["engagement"], self.flat.play_N["rating"]
+        play_N = np.arange(len(engagement_N))
+        usual_N = self.before("engagement", self.flat.row_N, play_N).mean_E
+        weights = (np.ones(len(play_N)), np.nan_to_num(engagement_N - usual_N), rating_N == 1, rating_N == 0)
         sums = {}
-        for name, weight in TASTES.items():
-            total_ND = np.cumsum(weight(self.flat)[:, None] * track_ND, axis=0, dtype=np.float64)
+        for name, weight_N in zip(TASTES, weights, strict=True):
+            total_ND = np.cumsum(weight_N[:, None] * track_ND, axis=0, dtype=np.float64)
             sums[name] = np.concatenate([np.zeros((1, track_ND.shape[1])), total_ND])
         return sums
 
@@ -103,10 +104,9 @@ class History:
         flat = self.flat
         frame = pd.DataFrame({"user": flat.user_S[flat.row_N], "track": flat.track_N})
         frame["artist"] = flat.artist_K[flat.track_N]
-        count = {kind: frame.groupby(["user", kind]).cumcount().to_numpy() for kind in ("track", "artist")}
-        unknown_N = frame["artist"].to_numpy() < 0
-        return {"track": count["track"].astype(np.float32),
-                "artist": np.where(unknown_N, np.nan, count["artist"]).astype(np.float32)}  # fmt: skip
+        counts = {kind: frame.groupby(["user", kind]).cumcount() for kind in ("track", "artist")}
+        counts["artist"] = counts["artist"].where(frame["artist"] >= 0)
+        return {kind: np.asarray(count, np.float32) for kind, count in counts.items()}
 
     def before(self, name: str, row_Q: Ints, play_Q: Ints) -> Running:
         """State of a signal from sessions before `row_Q`, or plays before `play_Q` of the same user."""
@@ -224,8 +224,8 @@ def _feedback(history: History, row_Q: Ints) -> dict[str, Floats]:
 
 def _since(total_E: Floats, first_E: Ints) -> Floats:
     """Cumulative sums counted from the first event of each group."""
-    before_E: Floats = np.concatenate([[0.0], total_E])[first_E]
-    return total_E - before_E
+    since_E: Floats = total_E - np.concatenate([[0.0], total_E])[first_E]
+    return since_E
 
 
 def _at(value_E: Floats, event_Q: Ints, first_Q: Ints) -> Floats:
@@ -247,5 +247,4 @@ def _mean(value_N: Floats, first_Q: Ints, stop_Q: Ints) -> Floats:
 def _ratio(above_Q: Floats, below_Q: Floats | Ints, defined_Q: NDArray[np.bool_]) -> Floats:
     """Quotients as float32, NaN where not defined."""
     nothing_Q = np.full(len(above_Q), np.nan)
-    ratio_Q: Floats = np.divide(above_Q, below_Q, out=nothing_Q, where=defined_Q)
-    return ratio_Q.astype(np.float32)
+    return np.asarray(np.divide(above_Q, below_Q, out=nothing_Q, where=defined_Q), np.float32)
