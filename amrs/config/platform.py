@@ -102,7 +102,7 @@ class PlatformConfig:
     """Strength of the rule that a track's energy tag should fit the mode (choice)."""
     profile_weight: float = 1.5
     """Strength of similarity to what the listener heard out or liked before (choice)."""
-    station_weight: float = 4.0
+    station_weight: float = 3.0
     """Strength of similarity to the session so far (choice)."""
     exploration: float = 0.05
     """Share of plays drawn uniformly from the allowed tracks, in (0, 1]."""
@@ -110,11 +110,12 @@ class PlatformConfig:
     # Strength of the traps; each counts in its own variant only.
     confounding: float = 1.0
     """confounded: log-odds of a track per standard deviation of its valence and of the hidden cause; the
-    same cause moves affect by .01 times this a track."""
+    same cause moves affect by .005 times this a track."""
     drift_correlation: float = 0.0
     """drift: correlation of tracks' affect after the logs with that in them, in [-1, 1]."""
-    late_harm: float = 0.5
-    """late_harm: how far a surfeit of pleasant tracks lowers the baseline of later sessions, 0 or more."""
+    late_harm: float = 0.8
+    """late_harm: fall of later sessions' baseline valence per unit of surfeit, 0 or more. Surfeit is the sum
+    over sessions, decaying by a tenth each, of their tracks' valence above the usual; .1 of it is free."""
 
     def __post_init__(self) -> None:
         for key, least in (("users", 10), ("sessions_per_user", 2), ("tracks", 100), ("shard_users", 1),

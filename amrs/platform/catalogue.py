@@ -44,6 +44,8 @@ class Catalogue(NamedTuple):
     """True valence and arousal, in (0, 1); hidden."""
     affect_after_K2: Tensor
     """The same after the logs; differs under drift only."""
+    usual_M: Tensor
+    """Mean valence of what is popular in each mode; surfeit under late_harm is counted from there."""
     style_KL: Tensor
     """Unit vectors in the space of taste; hidden."""
     appeal_K: Tensor
@@ -60,23 +62,24 @@ def draw_catalogue(config: PlatformConfig) -> Catalogue:
     """The catalogue of the world `config.seed`."""
     seed, track_K = config.seed, torch.arange(config.tracks)
     genre_K, artist_K, embedding_KD = _embeddings(config)
-    hidden_K2 = normal(seed, ALWAYS, Draw.UNKNOWABLE, track_K[:, None], torch.arange(2))
-    affect_K2 = _affect(config, embedding_KD, hidden_K2, Draw.AFFECT_IN)
-    after_K2 = affect_K2
-    if config.variant == "drift":
-        after_K2 = _drifted(config, embedding_KD, hidden_K2)
+    mood_K2 = _mood(config, embedding_KD, Draw.AFFECT_IN)
+    after_K2 = _drifted(config, embedding_KD, mood_K2) if config.variant == "drift" else mood_K2
+    affect_K2, after_K2 = (torch.sigmoid(config.affect_spread * x_K2) for x_K2 in (mood_K2, after_K2))
     rank_K = (-normal(seed, ALWAYS, Draw.POPULARITY, track_K)).argsort().argsort()
     log_popularity_K = -config.zipf * (rank_K + 1).float().log()
     appeal_K = 0.4 * -_standardise(rank_K.float()) + 0.9 * normal(seed, ALWAYS, Draw.APPEAL, track_K)
     tag_K = _standardise(affect_K2[:, 1]) + TAG_NOISE * normal(seed, ALWAYS, Draw.ENERGY, track_K)
     energy_K = tag_K.argsort().argsort().float() / (config.tracks - 1)
-    style_KL = embedding_KD @ normal(
-        seed, ALWAYS, Draw.STYLE, torch.arange(config.dimension)[:, None], torch.arange(config.latent))
+    style_DL = normal(seed, ALWAYS, Draw.STYLE, torch.arange(config.dimension)[:, None],
+                      torch.arange(config.latent))
+    allowed_KM = _allowed(config, energy_K)
+    play_KM = (config.popularity_weight * log_popularity_K).exp()[:, None] * allowed_KM
     return Catalogue(
         embedding_KD, genre_K, artist_K,
         (210 * (0.3 * normal(seed, ALWAYS, Draw.DURATION, track_K)).exp()).clamp(60, 900),
-        _allowed(config, energy_K), affect_K2, after_K2, _unit(style_KL), appeal_K, log_popularity_K,
-        energy_K, _unit(_principal(embedding_KD, min(FEATURES, config.dimension))),
+        allowed_KM, affect_K2, after_K2, (play_KM * affect_K2[:, :1]).sum(0) / play_KM.sum(0),
+        _unit(_exact(embedding_KD, style_DL)), appeal_K, log_popularity_K, energy_K,
+        _unit(_principal(embedding_KD)),
     )
 
 
@@ -102,26 +105,24 @@ def _network(config: PlatformConfig, embedding_KD: Tensor, purpose: Draw) -> Ten
     weight_DH = normal(config.seed, ALWAYS, purpose, channel_D[:, None], unit_H)
     bias_H = normal(config.seed, ALWAYS, purpose, -1, unit_H)
     out_H2 = normal(config.seed, ALWAYS, Draw.AFFECT_OUT, purpose, unit_H[:, None], torch.arange(2))
-    hidden_KH = (embedding_KD @ weight_DH * (1.0 / math.sqrt(config.dimension)) + 0.5 * bias_H).tanh()
-    return _standardise(hidden_KH @ out_H2)
+    hidden_KH = (_exact(embedding_KD, weight_DH) / math.sqrt(config.dimension) + 0.5 * bias_H).tanh()
+    return _standardise(_exact(hidden_KH, out_H2))
 
 
-def _affect(config: PlatformConfig, embedding_KD: Tensor, hidden_K2: Tensor, purpose: Draw) -> Tensor:
-    known_K2 = _network(config, embedding_KD, purpose)
-    return _to_scale(config, known_K2, hidden_K2)
+def _mood(config: PlatformConfig, embedding_KD: Tensor, purpose: Draw) -> Tensor:
+    """Standardised valence and arousal, (K, 2): what the embedding tells, and what nobody can know."""
+    track_K1 = torch.arange(config.tracks)[:, None]
+    unknown_K2 = normal(config.seed, ALWAYS, Draw.UNKNOWABLE, purpose, track_K1, torch.arange(2))
+    known_K2 = math.sqrt(1 - config.unknowable) * _network(config, embedding_KD, purpose)
+    return known_K2 + math.sqrt(config.unknowable) * unknown_K2
 
 
-def _drifted(config: PlatformConfig, embedding_KD: Tensor, hidden_K2: Tensor) -> Tensor:
-    """Affect after the logs: another function of the embedding, correlated with the old one as set."""
+def _drifted(config: PlatformConfig, embedding_KD: Tensor, mood_K2: Tensor) -> Tensor:
+    """Another function of the embedding, whose correlation with `mood_K2` is as set."""
+    old_K2, other_K2 = _standardise(mood_K2), _mood(config, embedding_KD, Draw.AFFECT_AFTER)
+    other_K2 = _standardise(other_K2 - (other_K2 * old_K2).mean(0) * old_K2)
     kept = config.drift_correlation
-    known_K2 = kept * _network(config, embedding_KD, Draw.AFFECT_IN)
-    known_K2 = known_K2 + math.sqrt(1 - kept**2) * _network(config, embedding_KD, Draw.AFFECT_AFTER)
-    return _to_scale(config, known_K2, hidden_K2)
-
-
-def _to_scale(config: PlatformConfig, known_K2: Tensor, hidden_K2: Tensor) -> Tensor:
-    mixed_K2 = math.sqrt(1 - config.unknowable) * known_K2 + math.sqrt(config.unknowable) * hidden_K2
-    return torch.sigmoid(config.affect_spread * mixed_K2)
+    return kept * old_K2 + math.sqrt(1 - kept**2) * other_K2
 
 
 def _allowed(config: PlatformConfig, energy_K: Tensor) -> Tensor:
@@ -133,10 +134,16 @@ def _allowed(config: PlatformConfig, energy_K: Tensor) -> Tensor:
     return fits_KM | added_KM
 
 
-def _principal(embedding_KD: Tensor, count: int) -> Tensor:
-    """Scores on the first principal components, (K, count)."""
-    _, vector_DD = torch.linalg.eigh(embedding_KD.T @ embedding_KD)
-    return embedding_KD @ vector_DD[:, -count:]
+def _principal(embedding_KD: Tensor) -> Tensor:
+    """Scores on the first principal components, (K, P)."""
+    _, vector_DD = torch.linalg.eigh(embedding_KD.double().T @ embedding_KD.double())
+    return _exact(embedding_KD, vector_DD[:, -FEATURES:])
+
+
+def _exact(x: Tensor, y: Tensor) -> Tensor:
+    """The product x @ y in double precision, as float32: the number of threads leaves no trace in a world."""
+    product: Tensor = x.double() @ y.double()
+    return product.float()
 
 
 def _standardise(x: Tensor) -> Tensor:

@@ -53,7 +53,8 @@ class Draw(IntEnum):
     CHOICE = 60
     SKIP = 61
     FRACTION = 62
-    PROCESS = 63
+    PROCESS_VALENCE = 63
+    PROCESS_AROUSAL = 67
     LIKE = 64
     RATED = 65
     LEAVE = 66
@@ -63,12 +64,12 @@ class Draw(IntEnum):
     NEXT = 83
 
 
-def event(noise: float, key_B: Tensor, step: int, purpose: Draw) -> Tensor:
-    """A uniform (B,) for an event of probability p, which happens where it is below p.
+def event(noise: float, uniform_B: Tensor) -> Tensor:
+    """Numbers (B,) for an event of probability p, which happens where they are below p.
 
-    `noise` in [0, 1] draws it toward .5; at 0 an event happens exactly where it is likely.
+    `noise` in [0, 1] draws the uniform numbers toward .5; at 0 an event happens exactly where it is likely.
     """
-    return 0.5 + noise * (uniform(key_B, step, purpose) - 0.5)
+    return 0.5 + noise * (uniform_B - 0.5)
 
 
 def chance(noise: float, probability_B: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """How a listener's state moves, and what of it shows. All of it is vectorised over B listeners.
 
-Shape suffixes: B listeners, L latent dimensions of taste, M modes, 2 = (valence, arousal).
+Shape suffixes: B listeners, L latent dimensions of taste, W purposes of a draw, 2 = (valence, arousal).
 """
 
 import math
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from amrs.config.platform import PlatformConfig
 from amrs.platform.catalogue import Catalogue
-from amrs.platform.draws import ALWAYS, Draw, chance, event, normal
+from amrs.platform.draws import ALWAYS, Draw, chance, event, normal, uniform
 from amrs.platform.listeners import Listeners
 
 TARGET_AROUSAL = (0.75, 0.5, 0.3, 0.2)
@@ -20,14 +20,17 @@ TRACE_KEPT = 0.9
 """Exposure to a style left after one more track (choice)."""
 TRACE_DAYS = 3.0
 """Days in which exposure decays to 37 % between sessions (choice)."""
-STRAIN_FROM = 0.58
-"""late_harm: the mean valence of a session's tracks above which strain builds up."""
-STRAIN_KEPT = 0.85
-"""late_harm: strain left at the next session."""
-STRAIN_FREE = 0.04
-"""late_harm: strain that does no harm."""
+STRAIN_KEPT = 0.9
+"""late_harm: surfeit left at the next session."""
+STRAIN_FREE = 0.1
+"""late_harm: surfeit that does no harm."""
 CIRCADIAN = 0.05
 """Amplitude of arousal over the day; highest at 14 h (choice)."""
+
+PURPOSES = (Draw.SKIP, Draw.FRACTION, Draw.PROCESS_VALENCE, Draw.PROCESS_AROUSAL, Draw.LIKE, Draw.RATED,
+            Draw.LEAVE)
+Luck = dict[Draw, Tensor]
+"""Uniform draws (B,) of one step."""
 
 
 class Feedback(NamedTuple):
@@ -51,7 +54,7 @@ class State(NamedTuple):
     trace_BL: Tensor
     """Decayed sum of the styles heard."""
     strain_B: Tensor
-    """Surfeit of pleasant tracks, builds up under late_harm only."""
+    """Surfeit of pleasant tracks; builds up under late_harm only."""
     hidden_B: Tensor
     """Hidden common cause of choice and affect; 0 unless confounded."""
 
@@ -78,26 +81,29 @@ def step(config: PlatformConfig, catalogue: Catalogue, state: State, track_B: Te
 
     Draws are made for (key of the session, t, purpose).
     """
+    # One hash for all purposes of the step: many small ones would take most of the time.
+    drawn_BW = uniform(state.key_B[:, None], t, torch.tensor(PURPOSES))
+    luck = dict(zip(PURPOSES, drawn_BW.unbind(-1), strict=True))
     like_B, worn_B = liking(config, catalogue, state, track_B)
-    heard_B, expected_B = _engagement(config, state, like_B, t)
+    heard_B, expected_B = _engagement(config, state, like_B, luck)
     affect_K2 = catalogue.affect_K2
     pull_B = pull(config, state.who, like_B, worn_B, heard_B)
     affect_B2 = state.affect_B2 + pull_B[:, None] * (affect_K2[track_B] - state.affect_B2)
     affect_B2 = affect_B2 + config.return_rate * (state.who.baseline_U2 - state.affect_B2)
-    wander_B2 = normal(state.key_B[:, None], t, Draw.PROCESS, torch.arange(2))
-    affect_B2 = affect_B2 + config.process_sd * wander_B2
+    wander_B2 = torch.stack([luck[Draw.PROCESS_VALENCE], luck[Draw.PROCESS_AROUSAL]], -1)
+    affect_B2 = affect_B2 + config.process_sd * torch.special.ndtri(wander_B2)
     if config.variant == "confounded":
-        affect_B2 = affect_B2 + 0.01 * config.confounding * state.hidden_B[:, None]
+        affect_B2 = affect_B2 + 0.005 * config.confounding * state.hidden_B[:, None]
     strain_B = state.strain_B
     if config.variant == "late_harm":
-        strain_B = (strain_B + heard_B * (affect_K2[track_B, 0] - STRAIN_FROM) / 10).clamp(min=0)
+        strain_B = strain_B + heard_B * (affect_K2[track_B, 0] - catalogue.usual_M[state.mode_B]) / 10
     state = state._replace(
         affect_B2=affect_B2.clamp(0, 1),
         trace_BL=TRACE_KEPT * state.trace_BL + heard_B[:, None] * catalogue.style_KL[track_B],
         strain_B=strain_B,
     )
-    rating_B, likes_B = _rating(config, state, like_B, t)
-    feedback = Feedback(heard_B, rating_B, _leaves(config, state, like_B, t))
+    rating_B, likes_B = _rating(config, state, like_B, luck)
+    feedback = Feedback(heard_B, rating_B, _leaves(config, state, like_B, luck))
     valence_B, arousal_B = expected_report(config, state.affect_B2).unbind(-1)
     return state, feedback, {"engagement": expected_B, "rating": likes_B, "valence": valence_B,
                              "arousal": arousal_B}
@@ -109,15 +115,15 @@ def pull(config: PlatformConfig, who: Listeners, like_B: Tensor, worn_B: Tensor,
     return (config.strength * who.reactivity_U * (0.5 + like_B.sigmoid()) * heard_B * fresh_B).clamp(max=1.0)
 
 
-def _engagement(config: PlatformConfig, state: State, like_B: Tensor, t: int) -> tuple[Tensor, Tensor]:
+def _engagement(config: PlatformConfig, state: State, like_B: Tensor, luck: Luck) -> tuple[Tensor, Tensor]:
     """Fraction heard (B,) and its expectation. Clinical listeners cannot skip: near 1 whatever they feel."""
     skip_B = torch.sigmoid(
         log_odds(config.skip_rate) + state.who.skip_U - 1.2 * (like_B - 0.5)
         + 3.0 * (0.5 - state.affect_B2[:, 0]))
     clinical_B = state.who.clinical_U
     skip_B = torch.where(clinical_B, 0.1, skip_B)
-    skips_B = event(config.feedback_noise, state.key_B, t, Draw.SKIP) < skip_B
-    part_B = event(config.feedback_noise, state.key_B, t, Draw.FRACTION)
+    skips_B = event(config.feedback_noise, luck[Draw.SKIP]) < skip_B
+    part_B = event(config.feedback_noise, luck[Draw.FRACTION])
     # Skips come early: the fraction is .9 x the square of a uniform, with mean .3.
     cut_B = torch.where(clinical_B, 0.9 + 0.1 * part_B, 0.9 * part_B**2)
     mean_B = torch.where(clinical_B, 0.95, 0.9 * (0.25 + config.feedback_noise**2 / 12))
@@ -125,23 +131,23 @@ def _engagement(config: PlatformConfig, state: State, like_B: Tensor, t: int) ->
     return torch.where(skips_B, cut_B, 1.0), expected_B
 
 
-def _rating(config: PlatformConfig, state: State, like_B: Tensor, t: int) -> tuple[Tensor, Tensor]:
+def _rating(config: PlatformConfig, state: State, like_B: Tensor, luck: Luck) -> tuple[Tensor, Tensor]:
     """Like 1, dislike 0, NaN where not given (B,); and the probability of a like."""
     mood_B = state.affect_B2[:, 0] - 0.5
     likes_B = torch.sigmoid(1.3 * (like_B - 0.3) + 2.0 * mood_B)
     given_B = log_odds(config.rating_rate) + state.who.report_U + 0.5 * (like_B.abs() - 0.8)
     given_B = torch.sigmoid(given_B + config.missing_slope * mood_B / 0.15 - 1.0 * state.who.clinical_U)
-    gives_B = event(config.feedback_noise, state.key_B, t, Draw.RATED) < given_B
-    rating_B = (event(config.feedback_noise, state.key_B, t, Draw.LIKE) < likes_B).float()
+    gives_B = event(config.feedback_noise, luck[Draw.RATED]) < given_B
+    rating_B = (event(config.feedback_noise, luck[Draw.LIKE]) < likes_B).float()
     return torch.where(gives_B, rating_B, torch.nan), chance(config.feedback_noise, likes_B)
 
 
-def _leaves(config: PlatformConfig, state: State, like_B: Tensor, t: int) -> Tensor:
+def _leaves(config: PlatformConfig, state: State, like_B: Tensor, luck: Luck) -> Tensor:
     """Whether the listener ends the session after this track, bool (B,)."""
     hazard_B = torch.sigmoid(
         log_odds(config.leave_rate) - 0.7 * (like_B - 0.5) + 3.0 * (0.5 - state.affect_B2[:, 0])
         - 2.0 * state.who.clinical_U)
-    return event(config.feedback_noise, state.key_B, t, Draw.LEAVE) < hazard_B
+    return event(config.feedback_noise, luck[Draw.LEAVE]) < hazard_B
 
 
 def begin(config: PlatformConfig, who: Listeners, key_B: Tensor, hour_B: Tensor, before_B2: Tensor,
@@ -175,8 +181,8 @@ def expected_report(config: PlatformConfig, affect_B2: Tensor) -> Tensor:
     low, high = -affect_B2 / config.report_sd, (1 - affect_B2) / config.report_sd
     density = (torch.exp(-low**2 / 2) - torch.exp(-high**2 / 2)) / math.sqrt(2 * math.pi)
     above, below = torch.special.ndtr(high), torch.special.ndtr(low)
-    inside_B2: Tensor = affect_B2 * (above - below) + config.report_sd * density
-    return inside_B2 + (1 - above)
+    mean_B2: Tensor = affect_B2 * (above - below) + config.report_sd * density + (1 - above)
+    return mean_B2
 
 
 def log_odds(rate: float) -> float:

@@ -106,7 +106,7 @@ def _record(played: Plays, now_A: Tensor, t: int, track_A: Tensor, chance_A: Ten
 
 def _reported(config: PlatformConfig, state: State, given_B: Tensor, whether: Draw, noise: Draw) -> Tensor:
     """A report (B, 2) where it is given, else NaN."""
-    gives_B = event(config.feedback_noise, state.key_B, ALWAYS, whether) < given_B
+    gives_B = event(config.feedback_noise, uniform(state.key_B, ALWAYS, whether)) < given_B
     return torch.where(gives_B[:, None], report(config, state.affect_B2, state.key_B, noise), torch.nan)
 
 
