@@ -296,12 +296,25 @@ class SessionDataModule(lightning.LightningDataModule):
         )  # fmt: skip
 
     def val_dataloader(self) -> "Batches":
-        """This rank's share of the validation users' windows (or pairs), in batches."""
+        """This rank's share of the validation users' windows (or pairs), in batches.
+
+        Every rank gets the same number of batches, none of them empty: processes wait for each other.
+        """
         trainer = self.trainer
         assert trainer is not None
         units, collate = self._units(VALIDATION)
+        if units < trainer.world_size:
+            raise ValueError(
+                f"{units} windows (or pairs) of validation users cannot be shared by {trainer.world_size} "
+                "processes: raise data.split.validation, or use fewer processes"
+            )
         mine = torch.arange(units)[trainer.global_rank :: trainer.world_size]
-        return Batches([collate(part, part, 1, -1) for part in mine.split(self.batch_size)])
+        parts = mine.tensor_split(-(-(units // trainer.world_size) // self.batch_size))
+        return Batches([collate(part, part, 1, -1) for part in parts])
+
+    def units(self, part: int) -> int:
+        """Windows (or pairs) of the part's users."""
+        return self._units(part)[0]
 
     def _units(self, part: int) -> tuple[int, Callable[[Tensor, Tensor, int, int], NamedTuple]]:
         if self.pairs is not None:

@@ -116,7 +116,7 @@ def flatten(log: SessionLog) -> FlatLog:
     arrays = (user_S, flat.mode_S, flat.cohort_S, static_SF, report_S2, pre_S2, first_S, length_S, session_N,
               track_N, feedback_N4, step_N, next_track_N, target_NY, user_first_U,
               np.r_[user_first_U[1:], count], row_U)  # fmt: skip
-    user_ids = [log.sessions["user_id"][row] for row in row_U.tolist()]
+    user_ids = log.sessions.select_columns(["user_id"])[row_U.tolist()]["user_id"]
     return FlatLog(user_ids, *(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amrs.data import SessionDataModule
+from amrs.data import Batch, SessionDataModule
 from amrs.models.transformer import Cache, HistoryEncoder
 from amrs.models.world_model import WorldModel, WorldModelMember
 from amrs.noise import uniform
@@ -32,6 +32,8 @@ class Mind:
 class HistoryReader:
     """Reads logged histories and then what happens in a rollout, one token at a time.
 
+    The encoder may be on another device than the simulation, which is on the CPU.
+
     Args:
         encoder: put in eval mode: no dropout in simulation.
         data: where logged histories come from.
@@ -48,17 +50,20 @@ class HistoryReader:
 
     def start(self, row_B: Tensor) -> Mind:
         """Read each session's history and its start token."""
+        device = self.encoder.static_mean.device
         batch = self.data.prefix(row_B, length=self.encoder.config.history - self.horizon)
-        h_BD, cache = self.encoder.prefill(batch, self.horizon)
-        return Mind(h_BD, cache, self.data.flat.static_SF[row_B], self.data.flat.mode_S[row_B])
+        h_BD, cache = self.encoder.prefill(Batch(*(x.to(device) for x in batch)), self.horizon)
+        static_BF = self.data.flat.static_SF[row_B].to(device)
+        return Mind(h_BD, cache, static_BF, self.data.flat.mode_S[row_B])
 
     def append(self, mind: Mind, track_B: Tensor, feedback: Feedback) -> Mind:
         """Read one more play."""
         missing_B = torch.full_like(feedback.engagement_B, torch.nan)
         values_B4 = torch.stack([feedback.engagement_B, feedback.rating_B, missing_B, missing_B], 1)
-        hidden_B1 = torch.zeros(len(track_B), 1, dtype=torch.bool)
+        device = mind.static_BF.device
+        hidden_B1 = torch.zeros(len(track_B), 1, dtype=torch.bool, device=device)
         token_B1D = self.encoder.tokens(
-            mind.static_BF[:, None], track_B[:, None], values_B4[:, None], hidden_B1
+            mind.static_BF[:, None], track_B[:, None].to(device), values_B4[:, None].to(device), hidden_B1
         )
         return Mind(self.encoder.append(token_B1D[:, 0], mind.cache), mind.cache, mind.static_BF, mind.mode_B)
 

@@ -44,13 +44,16 @@ class Sessions:
 def choose_sessions(data: SessionDataModule, count: int, horizon: int | None, seed: int) -> Sessions:
     """`count` starts of test users' sessions, spread evenly over the users.
 
-    Sessions with a report after every track are a laboratory's protocol, not listening, and are left out.
+    Sessions with reports after tracks are a laboratory's protocol, not listening, and are left out, unless
+    the users' sessions are all like that.
     A horizon of None is the median length of training users' sessions.
     """
     flat = data.flat
     reported_N = ~flat.feedback_N4[:, 2:].isnan().all(1)
     laboratory_S = torch.zeros(len(flat.mode_S), dtype=torch.bool)
     laboratory_S[flat.session_N[reported_N]] = True
+    if laboratory_S[data.rows(TRAIN)].all() or laboratory_S[data.rows(TEST)].all():
+        laboratory_S[:] = False
     if horizon is None:
         training = data.rows(TRAIN)
         horizon = int(flat.length_S[training[~laboratory_S[training]]].double().median())

@@ -130,7 +130,7 @@ def _corrections(
     u_BC = candidate_utility(model, utility, data, row_B, step_B, candidate_BC)
     allowed_BK = rules.allowed(flat.mode_S[row_B], played_before(flat, row_B, step_B))
     legal_BC = allowed_BK.gather(1, candidate_BC)
-    legal_BC[:, 0] = False
+    legal_BC &= candidate_BC != rejected_B[:, None]  # exploration may draw the rejected track itself
     best_B = u_BC.masked_fill(~legal_BC, -torch.inf).argmax(1, keepdim=True)
     du_B = u_BC.gather(1, best_B)[:, 0] - u_BC[:, 0]
     du_B = du_B.where(legal_BC.any(1), -1.0)

@@ -54,7 +54,7 @@ class NeuralPolicy:
     @torch.inference_mode()
     def logits(self, state: Mind) -> Tensor:
         """(B, K) over the whole catalogue."""
-        return self.model.logits(state.h_BD, self.tracks)
+        return self.model.logits(state.h_BD, self.tracks).cpu()
 
     @torch.inference_mode()
     def observe(self, state: Mind, track_B: Tensor, feedback: Feedback) -> Mind:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from amrs.losses import kl_divergence
-from amrs.rules import Rules, log_softmax_allowed
 from amrs.noise import uniform
+from amrs.rules import Rules, log_softmax_allowed
 
 ACTION = 100
 """Purpose of the draw that picks a track; environments use purposes of their own."""
@@ -67,7 +67,7 @@ class Rollouts:
     engagement_BT: Tensor
     rating_BT: Tensor
     left_B: Tensor
-    """True where the listener left; False where the horizon ended."""
+    """True where the listener left; False where the horizon (or a small catalogue) ended."""
     expected: dict[str, Tensor]
     """Expected signals (B, T); valence and arousal mean the report if the session ended there."""
     kl_BT: Tensor | None
@@ -116,16 +116,21 @@ def imagine(
 ) -> Rollouts:
     """Roll `policy` out for up to `horizon` tracks from the start of sessions `row_B`.
 
-    A rollout ends when the listener leaves or at the horizon. With a `reference`, the exact KL over
+    A rollout ends when the listener leaves or at the horizon, or where a small catalogue has no allowed
+    track left. With a `reference`, the exact KL over
     allowed tracks is taken at every state that the policy itself visits.
     """
     world, mind = environment.start(row_B, key_B), policy.start(row_B)
     shadow = reference.start(row_B) if reference is not None else None
     here_B = torch.ones(len(row_B), dtype=torch.bool)
+    left_B = ~here_B
     track_BT = torch.full((len(row_B), horizon), -1)
     record: dict[str, list[Tensor]] = {}
     for t in range(horizon):
         allowed_BK = rules.allowed(mode_B, track_BT[:, :t])
+        some_B1 = allowed_BK.any(1, keepdim=True)
+        here_B = here_B & some_B1[:, 0]
+        allowed_BK = allowed_BK | ~some_B1
         log_p_BK = log_softmax_allowed(policy.logits(mind), allowed_BK)
         if reference is not None:
             log_q_BK = log_softmax_allowed(reference.logits(shadow), allowed_BK)
@@ -137,16 +142,16 @@ def imagine(
             shadow = reference.observe(shadow, track_B, feedback)
         track_BT[:, t] = torch.where(here_B, track_B, -1)
         for name, value_B in {**expected, "_engagement": feedback.engagement_B,
-                              "_rating": feedback.rating_B, "_left": feedback.left_B.float()}.items():  # fmt: skip
+                              "_rating": feedback.rating_B}.items():  # fmt: skip
             record.setdefault(name, []).append(value_B)
         record.setdefault("_here", []).append(here_B)
+        left_B = left_B | (here_B & feedback.left_B)
         here_B = here_B & ~feedback.left_B
-    return _rollouts(track_BT, here_B, {name: torch.stack(values, 1) for name, values in record.items()})
+    return _rollouts(track_BT, left_B, {name: torch.stack(values, 1) for name, values in record.items()})
 
 
-def _rollouts(track_BT: Tensor, here_B: Tensor, record: dict[str, Tensor]) -> Rollouts:
+def _rollouts(track_BT: Tensor, left_B: Tensor, record: dict[str, Tensor]) -> Rollouts:
     played_BT = record.pop("_here")
     record = {name: value.where(played_BT, torch.nan) for name, value in record.items()}
-    record.pop("_left")
     kl_BT = record.pop("kl", None)
-    return Rollouts(track_BT, played_BT, record.pop("_engagement"), record.pop("_rating"), ~here_B, record, kl_BT)
+    return Rollouts(track_BT, played_BT, record.pop("_engagement"), record.pop("_rating"), left_B, record, kl_BT)

@@ -23,7 +23,7 @@ def split_users(user_ids: list[str], config: SplitConfig) -> np.ndarray:
     count = len(user_ids)
     if count < 3:
         raise ValueError(f"{count} users cannot be split: training, validation and test need one each")
-    test = max(1, round(config.test * count))
+    test = min(max(1, round(config.test * count)), count - 2)
     validation = min(max(1, round(config.validation * count)), count - test - 1)
     part_U = np.full(count, TRAIN, dtype=np.int64)
     order = _ranked(user_ids, config.seed, "split")

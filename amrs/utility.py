@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from amrs.config.groups import UtilityConfig
-from amrs.signals import Kind, expected_distance
+from amrs.signals import Kind, expected_distance, midpoints
 
-_GRID = 101
+_GRID = 100
+_LEAST_SPREAD = 1e-4
+"""Spread below which a predicted effect is rounding error: it is not blown up to matter."""
 
 
 class Utility:
@@ -50,7 +52,7 @@ class Utility:
             )
         total = torch.zeros(params[signals[0]].shape[:-1], device=mode_B.device)
         for signal in signals:
-            scale = self.weights[signal] / self.spread.get(signal, 1.0)
+            scale = self.weights[signal] / max(self.spread.get(signal, 1.0), _LEAST_SPREAD)
             mean = kinds[signal].mean(params[signal])
             for mode in mode_B.unique().tolist():
                 rows = mode_B == mode
@@ -67,5 +69,5 @@ class Utility:
 
 def _distance(kind: Kind, params: Tensor, target: float) -> Tensor:
     """E|x - target| over the predictive distribution."""
-    grid_G = torch.linspace(0, 1, _GRID, device=params.device)
+    grid_G = midpoints(_GRID, params.device)
     return expected_distance(kind.cdf(params, grid_G), grid_G, target)

@@ -102,7 +102,8 @@ class HistoryEncoder(nn.Module):
 
     def set_catalogue(self, embedding_KE: Tensor) -> None:
         """Standardise by one scalar per catalogue: cosines and relative sizes stay as they are."""
-        scaled = (embedding_KE - embedding_KE.mean(0)) / embedding_KE.std().clamp(min=1e-6)
+        centred = embedding_KE - embedding_KE.mean(0)
+        scaled = centred / centred.square().mean().sqrt().clamp(min=1e-6)
         self.register_buffer("embedding_KE", scaled.float(), persistent=False)
 
     def fit_statistics(self, static_SF: Tensor) -> None:
@@ -112,7 +113,8 @@ class HistoryEncoder(nn.Module):
         mean = static_SF.nan_to_num().sum(0) / count
         variance = ((static_SF - mean).nan_to_num() ** 2).sum(0) / count
         self.static_mean.copy_(mean)
-        self.static_std.copy_(variance.sqrt().clamp(min=1e-3))
+        # A feature that never varied in training must not explode on the first listener who has it.
+        self.static_std.copy_(variance.sqrt().where(variance > 1e-6, 1.0))
 
     def tokens(self, static_BLF: Tensor, track_BL: Tensor, feedback_BL4: Tensor, hidden_BL: Tensor) -> Tensor:
         """Token vectors (B, L, D); `track_BL` is -1 at session starts, feedback NaN where missing."""

@@ -7,6 +7,7 @@ session *starts*, and what it will be once the session has *ended*.
 Shape suffixes: B batch, L tokens, N asked positions, K candidates, D width, H hidden, A affinities.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,8 @@ from amrs.models.transformer import HistoryEncoder
 from amrs.signals import SIGNALS, Binary, Bounded, Kind
 
 AFFINITIES = 8
-"""Inner products of listener and track that the head sees besides their sum."""
+"""Inner products of listener and track that the head sees besides their sum (fewer where the width is
+no multiple of it)."""
 EXTRA = {"left": "binary", "rated": "binary", "reported": "binary"}
 """Learned besides the declared signals: leaving, and whether a rating or report is given."""
 
@@ -61,8 +63,11 @@ class WorldModelMember(nn.Module):
         self.track = nn.Sequential(nn.Linear(embedding_KE.shape[1], width), nn.GELU())
         self.track_joined, self.track_affinity = nn.Linear(width, hidden), nn.Linear(width, width)
         self.history_joined, self.history_affinity = nn.Linear(width, hidden), nn.Linear(width, width)
-        self.affinity_joined = nn.Linear(AFFINITIES, hidden, bias=False)
+        self.affinities = math.gcd(AFFINITIES, width)
+        self.affinity_joined = nn.Linear(self.affinities, hidden, bias=False)
         self.moment = nn.Parameter(torch.randn(2, hidden) * 0.1)
+        if not {"valence", "arousal"} & set(signals):
+            self.moment.requires_grad_(False)  # nothing asks: several processes would wait for its gradient
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(hidden, sum(kind.size for kind in self.kinds.values()))
         nn.init.normal_(self.head.weight, std=0.02)
@@ -75,20 +80,20 @@ class WorldModelMember(nn.Module):
         return Candidates(self.track_joined(content), self.track_affinity(content))
 
     def _split(self, hidden: Tensor) -> dict[str, Tensor]:
-        out = self.head(self.dropout(F.gelu(hidden)))
+        out = self.head(self.dropout(F.gelu(hidden))).float()  # likelihoods need more than 16 bits
         sizes = [kind.size for kind in self.kinds.values()]
         return dict(zip(self.kinds, out.split(sizes, -1), strict=True))
 
     def answer(self, h_ND: Tensor, candidates: Candidates) -> dict[str, Tensor]:
         """Head parameters (N, P) by signal, for one track at each position; tracks as (N, ...)."""
-        products = (self.history_affinity(h_ND) * candidates.affinity_KD).unflatten(-1, (AFFINITIES, -1))
+        products = (self.history_affinity(h_ND) * candidates.affinity_KD).unflatten(-1, (self.affinities, -1))
         joined = self.history_joined(h_ND) + candidates.joined_KH
         return self._split(joined + self.affinity_joined(products.sum(-1)))
 
     def score(self, h_BD: Tensor, candidates: Candidates) -> dict[str, Tensor]:
         """Head parameters (B, K, P) by signal, for each of K tracks at each of B positions."""
-        query_BAd = self.history_affinity(h_BD).unflatten(-1, (AFFINITIES, -1))
-        key_KAd = candidates.affinity_KD.unflatten(-1, (AFFINITIES, -1))
+        query_BAd = self.history_affinity(h_BD).unflatten(-1, (self.affinities, -1))
+        key_KAd = candidates.affinity_KD.unflatten(-1, (self.affinities, -1))
         products_BKA = torch.einsum("bad,kad->bka", query_BAd, key_KAd)
         joined_BKH = self.history_joined(h_BD)[:, None] + candidates.joined_KH
         return self._split(joined_BKH + self.affinity_joined(products_BKA))
@@ -104,7 +109,7 @@ def masked_sums(member: WorldModelMember, batch: Batch) -> Tensor:
     Sums, not means: the caller divides by counts over the whole optimiser step.
     """
     h_BLD = member.encoder(batch)
-    sums = h_BLD.new_zeros(len(LABELS))
+    sums = torch.zeros(len(LABELS), device=h_BLD.device)
     asked_BL = batch.counts_BL & (batch.next_track_BL >= 0)
     target_NY = batch.target_BLY[asked_BL]
     params = member.answer(h_BLD[asked_BL], member.candidates(batch.next_track_BL[asked_BL]))

@@ -73,7 +73,7 @@ class DirectPreference(lightning.LightningModule):
         last_B = prefix.valid_BL.sum(1) - 1
         row = torch.arange(len(last_B), device=self.device)
         logits_BK = self.model.logits(self.model(prefix)[row, last_B])
-        allowed_BK = self.rules.to(self.device).allowed(prefix.mode_BL[:, 0], batch.played_BT)
+        allowed_BK = self.rules.to(self.device).allowed(prefix.mode_BL[row, last_B], batch.played_BT)
         log_p_BK = log_softmax_allowed(logits_BK, allowed_BK)
         both = log_p_BK.gather(1, torch.stack([batch.chosen_B, batch.rejected_B], 1))
         return both[:, 0], both[:, 1]
@@ -132,7 +132,7 @@ class DirectPreference(lightning.LightningModule):
     def _keep(self) -> None:
         """Save the policy as the best within the budget, and remember it for a way back."""
         self.kept = {key: value.clone() for key, value in self.model.state_dict().items()}
-        self.trainer.save_checkpoint(self._folder / BEST)
+        self.trainer.save_checkpoint(self._folder / BEST, weights_only=False)
 
     def _back_to_budget(self) -> None:
         """Go from the last kept policy towards the present one as far as the budget lets it."""
