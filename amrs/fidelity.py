@@ -77,6 +77,8 @@ def fidelity_rows(model: WorldModel, data: SessionDataModule, seed: int, draws: 
     rows = []
     for signal, label in labels.items():
         test_N = part_S[label.row] == TEST
+        if not test_N.any():
+            continue
         held_out = Target(*(getattr(label, name)[test_N] for name in label.__dataclass_fields__))
         predicted = predict(model, data, signal, held_out)
         for subject, found in {"world_model": predicted.mean_N,

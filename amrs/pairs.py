@@ -109,6 +109,7 @@ def corrective(
     found = [
         _corrections(model, utility, data, rules, config, token_B, seed)
         for token_B in torch.nonzero(negative_N)[:, 0].split(_CHUNK)
+        if len(token_B)
     ]
     if not found:
         empty = torch.zeros(0, dtype=torch.int64)

@@ -75,10 +75,22 @@ def test_targets_at_a_token_are_about_the_play_after_it(tmp_path: Path) -> None:
 def test_session_features_by_hand(tmp_path: Path) -> None:
     static_SF = hand(tmp_path / "log").flat.static_SF
     angle = 6 / 24 * 2 * math.pi  # one o'clock UTC is six o'clock five hours east
-    first = [0, 1, 0, 1, NAN, NAN, math.sin(angle), math.cos(angle), NAN, 0, NAN, NAN, NAN, NAN]
-    second = [1, 0, 0, 0, 0.4, NAN, NAN, NAN, math.log(9), math.log(2), 0.9, NAN, 0, 2.5]
+    first = [0, 1, 0, 1, NAN, NAN, math.sin(angle), math.cos(angle), NAN, 0, *[NAN] * 10]
+    second = [1, 0, 0, 0, 0.4, NAN, NAN, NAN, math.log(9), math.log(2),
+              NAN, NAN, 0.9, NAN, 0,  # the session before: its reports, and that nobody left
+              NAN, NAN, 0.9, NAN, 2.5]  # means of all earlier reports, context  # fmt: skip
     assert same(static_SF[:2], torch.tensor([first, second]))
-    assert static_SF[2, [8, 10, 11, 12]].isnan().all(), "another user's session is no predecessor"
+    assert static_SF[2, 10:].isnan().all(), "another user's session is no predecessor"
+
+
+def test_means_of_earlier_reports_equal_a_loop(tmp_path: Path) -> None:
+    data = opened(random_log(tmp_path / "log", users=30))
+    flat, names = data.flat, 4
+    reports_S4 = torch.cat([flat.pre_report_S2, flat.report_S2], 1)
+    means_S4 = flat.static_SF[:, -1 - names : -1]
+    for s in range(len(flat.mode_S)):
+        earlier = reports_S4[int(flat.row_U[flat.user_S[s]]) : s]
+        assert same(means_S4[s], earlier.nanmean(0)), s
 
 
 @pytest.mark.parametrize(
@@ -240,7 +252,9 @@ def dealt(ranks: int, accumulate: int, steps: int, start: int = 0) -> list[list[
 @pytest.mark.parametrize(("ranks", "accumulate"), [(1, 1), (2, 1), (1, 3), (2, 3), (7, 1)])
 def test_ranks_and_accumulation_share_the_same_steps(ranks: int, accumulate: int) -> None:
     for mine, whole in zip(dealt(ranks, accumulate, 6), dealt(1, 1, 6), strict=True):
-        assert torch.cat([d.units for d in mine]).sort().values.tolist() == whole[0].units.sort().values.tolist()
+        assert (
+            torch.cat([d.units for d in mine]).sort().values.tolist() == whole[0].units.sort().values.tolist()
+        )
         # Lightning divides by accumulation steps, DDP averages over ranks.
         loss = sum(float(d.units.double().sum()) / d.share for d in mine) / (ranks * accumulate)
         assert loss == pytest.approx(float(whole[0].units.double().mean()))

@@ -36,16 +36,30 @@ def session(user: str, hours: float, tracks: str, **columns: Any) -> dict[str, A
     lists = dict.fromkeys(("engagement", "rating", "track_valence", "track_arousal"))
     reports = dict.fromkeys(("pre_valence", "pre_arousal", "post_valence", "post_arousal"))
     others = dict.fromkeys(("mode", "cohort", "context", "ended", "utc_offset_min"))
-    row = {"session_id": f"{user}-{hours}", "user_id": user, "started_at": at(hours), "track_id": list(tracks)}
+    row = {
+        "session_id": f"{user}-{hours}",
+        "user_id": user,
+        "started_at": at(hours),
+        "track_id": list(tracks),
+    }
     return {**row, **lists, **reports, **others, **columns}
 
 
-def write(folder: Path, rows: list[dict[str, Any]], catalogue: pa.Table, metadata: Metadata = METADATA) -> Path:
+def write(
+    folder: Path, rows: list[dict[str, Any]], catalogue: pa.Table, metadata: Metadata = METADATA
+) -> Path:
     number, numbers = pa.float32(), pa.list_(pa.float32())
-    types = {"started_at": TIME, "rating": pa.list_(pa.int8()), "context": numbers, "mode": pa.string(),
-             "cohort": pa.string(), "ended": pa.string(), "utc_offset_min": pa.int16(),
-             **dict.fromkeys(("engagement", "track_valence", "track_arousal"), numbers),
-             **dict.fromkeys(("pre_valence", "pre_arousal", "post_valence", "post_arousal"), number)}
+    types = {
+        "started_at": TIME,
+        "rating": pa.list_(pa.int8()),
+        "context": numbers,
+        "mode": pa.string(),
+        "cohort": pa.string(),
+        "ended": pa.string(),
+        "utc_offset_min": pa.int16(),
+        **dict.fromkeys(("engagement", "track_valence", "track_arousal"), numbers),
+        **dict.fromkeys(("pre_valence", "pre_arousal", "post_valence", "post_arousal"), number),
+    }
     table = pa.table({name: pa.array([row[name] for row in rows], types.get(name)) for name in rows[0]})
     write_log(folder, [table], catalogue, metadata, "test")
     return folder

@@ -1,0 +1,126 @@
+"""Which sessions are rolled out, and what is said of the rollouts."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_logs import letters, opened, policy, random_log, session, world_model, write
+
+from amrs.data import SessionDataModule
+from amrs.listeners import ImaginedListeners
+from amrs.outcomes import _occurrence, choose_sessions, diversity_rows, gain_rows, outcome, roll_out
+from amrs.policies import FixedPolicy, NeuralPolicy
+from amrs.rollout import Rollouts
+from amrs.splits import TEST, TRAIN
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> SessionDataModule:
+    return opened(random_log(tmp_path_factory.mktemp("log") / "log", users=80))
+
+
+def listening(folder: Path) -> SessionDataModule:
+    """Users with one laboratory session of four reported tracks and 2 + k sessions of k % 3 + 1 tracks."""
+    rows = []
+    for k in range(12):
+        rows.append(session(f"u{k}", 0, "abcd", track_valence=[0.5] * 4))
+        rows += [session(f"u{k}", 9 * s + 9, "abc"[: k % 3 + 1]) for s in range(2 + k)]
+    return opened(write(folder, rows, letters()))
+
+
+def test_sessions_are_test_users_listening_spread_evenly(tmp_path: Path) -> None:
+    data = listening(tmp_path / "log")
+    users = data.users(TEST)
+    chosen = choose_sessions(data, 2 * len(users), None, 0)
+    assert torch.equal(chosen.user_B.unique(), users)
+    assert torch.bincount(chosen.user_B)[users].tolist() == [2] * len(users)
+    reported_N = ~data.flat.feedback_N4[:, 2].isnan()
+    assert not torch.isin(chosen.row_B, data.flat.session_N[reported_N]).any()
+    assert len(chosen.row_B.unique()) == len(chosen.row_B)
+    training = data.rows(TRAIN)
+    lengths = [
+        int(data.flat.length_S[r]) for r in training if not torch.isin(r, data.flat.session_N[reported_N])
+    ]
+    assert chosen.horizon == sorted(lengths)[(len(lengths) - 1) // 2]
+
+
+def test_a_session_keeps_its_luck_whatever_else_is_chosen(data: SessionDataModule) -> None:
+    few, many = (choose_sessions(data, count, 4, 0) for count in (3, 10_000))
+    luck = dict(zip(many.row_B.tolist(), many.key_B.tolist(), strict=True))
+    assert [luck[r] for r in few.row_B.tolist()] == few.key_B.tolist()
+    assert choose_sessions(data, 3, 4, 1).key_B.tolist() != few.key_B.tolist()
+
+
+def test_logs_of_reported_tracks_alone_are_rolled_out_all_the_same(tmp_path: Path) -> None:
+    rows = [session(f"u{k}", 1, "ab", track_valence=[0.5, 0.4]) for k in range(5)]
+    chosen = choose_sessions(opened(write(tmp_path / "log", rows, letters())), 10, None, 0)
+    assert len(chosen.row_B) == 1 and chosen.horizon == 2
+
+
+def test_occurrence_by_hand() -> None:
+    assert _occurrence(torch.tensor([4, 2, 4, 4, 2, 9])).tolist() == [0, 0, 1, 2, 1, 0]
+
+
+def rollouts(expected: dict[str, list[list[float]]], played: list[list[bool]]) -> Rollouts:
+    played_BT = torch.tensor(played)
+    values = {name: torch.tensor(v).where(played_BT, torch.nan) for name, v in expected.items()}
+    track_BT = torch.arange(played_BT.shape[1]).expand(played_BT.shape).where(played_BT, -1)
+    nothing = torch.full(played_BT.shape, torch.nan)
+    return Rollouts(
+        track_BT, played_BT, nothing, nothing, ~played_BT.all(1), values, nothing.nan_to_num(0.25)
+    )
+
+
+def test_affect_is_the_report_at_the_end_and_behaviour_the_mean_over_plays() -> None:
+    values = [[0.1, 0.2, 0.6], [0.5, 0.9, 0.9]]
+    found = rollouts({"valence": values, "engagement": values}, [[True] * 3, [True, False, False]])
+    assert outcome(found, "valence").tolist() == pytest.approx([0.6, 0.5])
+    assert outcome(found, "engagement").tolist() == pytest.approx([0.3, 0.5])
+
+
+def test_every_policy_starts_from_the_same_sessions_and_batches_do_not_matter(
+    data: SessionDataModule,
+) -> None:
+    sessions = choose_sessions(data, 20, 4, 0)
+    policies = {"copycat": NeuralPolicy(policy(data), data, 4), "random": FixedPolicy(torch.zeros(data.tracks)),
+                "twin": NeuralPolicy(policy(data), data, 4)}  # fmt: skip
+    listeners = ImaginedListeners(world_model(data, 2), data, 4)
+    found = roll_out(policies, listeners, data.rules(), sessions)
+    small = roll_out(policies, listeners, data.rules(), sessions, batch=3)
+    for name in policies:
+        assert torch.equal(found[name].track_BT, small[name].track_BT)
+        torch.testing.assert_close(found[name].expected["arousal"], small[name].expected["arousal"],
+                                   equal_nan=True, atol=2e-5, rtol=1e-4)  # fmt: skip
+    assert torch.equal(found["twin"].track_BT, found["copycat"].track_BT)
+    rows = gain_rows("predicted", found, sessions, data, 0, 100)
+    gains = {(r.subject, r.signal): r.value for r in rows if r.metric == "gain" and r.group == "all"}
+    assert all(value == 0 for (subject, _), value in gains.items() if subject == "twin")
+    assert gains["random", "valence"] != 0 and not any(subject == "copycat" for subject, _ in gains)
+    kl = {r.subject: r.value for r in diversity_rows(found, sessions, data, 0, 100) if r.metric == "kl"}
+    assert kl["twin"] == 0 and kl["random"] > 0 and "copycat" not in kl
+
+
+def test_gains_by_hand(data: SessionDataModule) -> None:
+    """The mean over sessions of one policy minus Copycat, with arousal's sign by mode."""
+    sessions = choose_sessions(data, 1000, 2, 0)
+    count = len(sessions.row_B)
+    generator = torch.Generator().manual_seed(0)
+    played = [[True, True]] * count
+    found = {}
+    for name in ("copycat", "dpo"):
+        values = {s: torch.rand(count, 2, generator=generator).tolist() for s in data.log.metadata.signals}
+        found[name] = rollouts(values, played)
+    rows = {(r.signal, r.group): r.value for r in gain_rows("realised", found, sessions, data, 0, 100)
+            if r.metric == "gain"}  # fmt: skip
+    mode_B = sessions.mode_B.numpy()
+    for signal, sign in (("valence", [1, 1]), ("arousal", [1, -1])):
+        difference_B = outcome(found["dpo"], signal) - outcome(found["copycat"], signal)
+        for code, mode in enumerate(("energize", "calm")):
+            by_hand = sign[code] * difference_B[mode_B == code].mean()
+            assert rows[signal, f"mode:{mode}"] == pytest.approx(by_hand)
+    share = (
+        np.bincount(data.flat.mode_S[data.flat.mode_S >= 0].numpy()) / (data.flat.mode_S >= 0).sum().item()
+    )
+    expected = sum(share[c] * rows["arousal", f"mode:{m}"] for c, m in enumerate(("energize", "calm")))
+    assert rows["arousal", "all"] == pytest.approx(float(expected))
