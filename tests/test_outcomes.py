@@ -79,9 +79,7 @@ def test_affect_is_the_report_at_the_end_and_behaviour_the_mean_over_plays() -> 
     assert outcome(found, "engagement").tolist() == pytest.approx([0.3, 0.5])
 
 
-def test_every_policy_starts_from_the_same_sessions_and_batches_do_not_matter(
-    data: SessionDataModule,
-) -> None:
+def test_policies_start_from_the_same_sessions_and_batches_do_not_matter(data: SessionDataModule) -> None:
     sessions = choose_sessions(data, 20, 4, 0)
     policies = {"copycat": NeuralPolicy(policy(data), data, 4), "random": FixedPolicy(torch.zeros(data.tracks)),
                 "twin": NeuralPolicy(policy(data), data, 4)}  # fmt: skip
