@@ -81,7 +81,8 @@ def test_affect_is_the_report_at_the_end_and_behaviour_the_mean_over_plays() -> 
 
 def test_policies_start_from_the_same_sessions_and_batches_do_not_matter(data: SessionDataModule) -> None:
     sessions = choose_sessions(data, 20, 4, 0)
-    policies = {"copycat": NeuralPolicy(policy(data), data, 4), "random": FixedPolicy(torch.zeros(data.tracks)),
+    policies = {"copycat": NeuralPolicy(policy(data), data, 4),
+                "random": FixedPolicy(torch.zeros(data.tracks)),
                 "twin": NeuralPolicy(policy(data), data, 4)}  # fmt: skip
     listeners = ImaginedListeners(world_model(data, 2), data, 4)
     found = roll_out(policies, listeners, data.rules(), sessions)
