@@ -26,6 +26,10 @@ at its end, and plays."""
 _HIDE = 1
 
 
+class BatchSizeError(ValueError):
+    """A batch that cannot be dealt out to all processes and accumulation steps."""
+
+
 class Batch(NamedTuple):
     """B windows of L tokens, right-padded; targets are about the play after each token."""
 
@@ -285,7 +289,7 @@ class SessionDataModule(lightning.LightningDataModule):
         assert trainer is not None
         deals = trainer.world_size * trainer.accumulate_grad_batches
         if self.batch_size < deals:
-            raise ValueError(
+            raise BatchSizeError(
                 f"batch_size={self.batch_size} cannot be split over {trainer.world_size} processes x "
                 f"{trainer.accumulate_grad_batches} accumulation steps: raise it to {deals} or more"
             )

@@ -19,6 +19,8 @@ FEEDBACK = ("engagement", "rating", "track_valence", "track_arousal")
 TARGETS = ("engagement", "rating", "valence", "arousal", "left", "rated", "reported")
 """What the output before a play predicts about it; NaN where there is nothing to learn."""
 
+_REPORTS = ("pre_valence", "pre_arousal", "post_valence", "post_arousal")
+
 
 @dataclass
 class FlatLog:
@@ -64,12 +66,21 @@ def _previous(values_S: np.ndarray, same_user_S: np.ndarray) -> np.ndarray:
     return shifted
 
 
+def _running_mean(values_S: np.ndarray, first_S: np.ndarray) -> np.ndarray:
+    """Mean over the user's earlier sessions, NaN where none is known; `first_S` is the user's first."""
+    known_S = ~np.isnan(values_S)
+    before = [np.r_[0.0, np.cumsum(x)] for x in (np.where(known_S, values_S, 0).astype(float), known_S)]
+    index_S = np.arange(len(values_S))
+    total_S, count_S = (b[index_S] - b[first_S] for b in before)
+    return np.where(count_S > 0, total_S / np.maximum(count_S, 1), np.nan)
+
+
 def static_features(flat: Columns, modes: int, cohorts: int) -> np.ndarray:
     """What is known when a session starts, as (S, F) with NaN where missing.
 
     Mode and cohort (one-hot), pre-report, local hour (sine, cosine), hours since the last session's start
-    (log), number of earlier sessions (log), of the last session its report and whether the listener left,
-    and context. Nothing of the session's own plays, feedback or final report.
+    (log), number of earlier sessions (log), of the last session its reports and whether the listener left,
+    the means of all earlier reports, and context. Nothing of the session's own plays, feedback or final report.
     """
     user_S = flat.user_S
     same_user_S = np.r_[False, user_S[1:] == user_S[:-1]]
@@ -86,7 +97,8 @@ def static_features(flat: Columns, modes: int, cohorts: int) -> np.ndarray:
         np.cos(angle_S),
         np.log1p(np.maximum(gap_S, 0)),
         np.log1p(np.arange(len(user_S)) - first_S),
-        *(_previous(flat.session_S[name], same_user_S) for name in ("post_valence", "post_arousal", "left")),
+        *(_previous(flat.session_S[name], same_user_S) for name in (*_REPORTS, "left")),
+        *(_running_mean(flat.session_S[name], first_S) for name in _REPORTS),
     ]
     return np.column_stack([np.stack(columns, 1), flat.context_SC]).astype(np.float32)
 

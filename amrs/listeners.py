@@ -61,11 +61,8 @@ class HistoryReader:
         missing_B = torch.full_like(feedback.engagement_B, torch.nan)
         values_B4 = torch.stack([feedback.engagement_B, feedback.rating_B, missing_B, missing_B], 1)
         device = mind.static_BF.device
-        hidden_B1 = torch.zeros(len(track_B), 1, dtype=torch.bool, device=device)
-        token_B1D = self.encoder.tokens(
-            mind.static_BF[:, None], track_B[:, None].to(device), values_B4[:, None].to(device), hidden_B1
-        )
-        return Mind(self.encoder.append(token_B1D[:, 0], mind.cache), mind.cache, mind.static_BF, mind.mode_B)
+        h_BD = self.encoder.append(mind.static_BF, track_B.to(device), values_B4.to(device), mind.cache)
+        return Mind(h_BD, mind.cache, mind.static_BF, mind.mode_B)
 
 
 @dataclass

@@ -28,6 +28,10 @@ class Kind(Protocol):
         """Bias (P,) of an untrained head: a wide distribution."""
         ...
 
+    def moved(self, params: Tensor, shift: Tensor) -> Tensor:
+        """Parameters of the distribution moved by `shift` (...)."""
+        ...
+
     def nll(self, params: Tensor, y: Tensor) -> Tensor:
         """Negative log-likelihood in nats of y, elementwise (...)."""
         ...
@@ -65,6 +69,11 @@ class Bounded:
         location = (torch.arange(self.components) + 0.5) / self.components
         zeros = torch.zeros(self.components)
         return torch.cat([zeros, location, zeros - 1.5])
+
+    def moved(self, params: Tensor, shift: Tensor) -> Tensor:
+        """All locations moved, in scale points."""
+        logit, location, raw = params.unflatten(-1, (3, self.components)).unbind(-2)
+        return torch.cat([logit, location + shift[..., None], raw], -1)
 
     def _parts(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logit, location, raw = params.unflatten(-1, (3, self.components)).unbind(-2)
@@ -119,6 +128,10 @@ class Binary:
     def initial(self) -> Tensor:
         """A fair coin."""
         return torch.zeros(1)
+
+    def moved(self, params: Tensor, shift: Tensor) -> Tensor:
+        """The logit moved."""
+        return params + shift[..., None]
 
     def nll(self, params: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy of the logit: the sigmoid is applied once, here."""

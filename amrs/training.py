@@ -1,5 +1,6 @@
 """Trainer, optimiser, loggers and checkpoints, the same for every trained stage."""
 
+import logging
 import os
 import sys
 import warnings
@@ -18,8 +19,11 @@ from torchmetrics import Metric
 from amrs.config.graph import Config
 from amrs.data import SessionDataModule
 from amrs.runs import Run, RunError, process_rank
+from amrs.splits import TRAIN
 
 BEST, LAST, _ASIDE = "best.ckpt", "last.ckpt", "metrics.before.csv"
+_SHORTEST = 5
+"""Fewest optimiser steps between validations."""
 _LIGHTNING_NOISE = (
     ".*does not have many workers.*",
     ".*IterableDataset.*__len__.*",
@@ -66,6 +70,8 @@ def fit(
 ) -> None:  # fmt: skip
     """Train to `<folder>/checkpoints/best.ckpt` (lowest val/loss), resuming from last.ckpt if there.
 
+    Validates every `validate_every` steps, or once an epoch where epochs are shorter (small data).
+
     Args:
         run: whose settings hold.
         folder: the run's folder while it is under way.
@@ -79,7 +85,9 @@ def fit(
     config = run.config
     checkpoints = folder / "checkpoints"
     max_steps = config.trainer.max_steps or section.max_steps
-    every = min(validate_every, max_steps) * config.trainer.accumulate_grad_batches
+    epoch = max(_SHORTEST, data.units(TRAIN) // section.batch_size)
+    steps = min(validate_every, max_steps, epoch)
+    every = steps * config.trainer.accumulate_grad_batches
     watch: list[Callback] = [*callbacks]
     if early_stop:
         watch += [
@@ -88,7 +96,7 @@ def fit(
                             save_on_train_epoch_end=False),
         ]  # fmt: skip
     watch.append(
-        ModelCheckpoint(checkpoints, "last", every_n_train_steps=min(validate_every, max_steps),
+        ModelCheckpoint(checkpoints, "last", every_n_train_steps=steps,
                         enable_version_counter=False)
     )  # fmt: skip
     if sys.stdout.isatty():
@@ -96,6 +104,8 @@ def fit(
     if process_rank() == 0:
         _set_aside(folder)
     loggers = _loggers(run, folder)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         for pattern in _LIGHTNING_NOISE:
             warnings.filterwarnings("ignore", pattern)

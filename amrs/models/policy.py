@@ -39,7 +39,7 @@ class PolicyModel(nn.Module):
         self.tower = nn.Sequential(
             nn.Linear(embedding_KE.shape[1] + 1, 2 * width), nn.GELU(), nn.Linear(2 * width, width + 1)
         )
-        self.query = nn.Linear(width, width)
+        self.query = nn.Linear(self.encoder.size, width)
 
     def tracks(self) -> tuple[Tensor, Tensor]:
         """Track vectors (K, D), scaled for inner products, and track biases (K,)."""

@@ -1,7 +1,8 @@
 """Causal transformer over listening histories, with a key-value cache for rollouts.
 
 Sequences are right-padded: under a causal mask nothing valid ever attends to padding.
-Shape suffixes: B batch, L tokens, D width, H heads, E embedding, F session features, C cache slots.
+Shape suffixes: B batch, L tokens, D width, H heads, E embedding, F session features, C cache slots,
+Z summed quantities.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from amrs.config.groups import ModelConfig
 from amrs.data import Batch
 from amrs.histories import FEEDBACK
+from amrs.models.summaries import RATIOS, TASTES, Summary, running_sums, summands, summarise
 
 
 @dataclass
@@ -23,6 +25,9 @@ class Cache:
     """Per layer (B, H, C, D / H)."""
     values: list[Tensor]
     length_B: Tensor
+    total_BZ: Tensor
+    """Running sums of all plays read, and of this session's."""
+    session_BZ: Tensor
 
 
 def _rotate(x_BHLd: Tensor, position_BL: Tensor) -> Tensor:
@@ -92,13 +97,16 @@ class HistoryEncoder(nn.Module):
         self.register_buffer("static_mean", torch.zeros(static_size))
         self.register_buffer("static_std", torch.ones(static_size))
         self.set_catalogue(embedding_KE)
-        inputs = 2 * static_size + 3 * embedding_KE.shape[1] + 2 * len(FEEDBACK) + 2
+        size = embedding_KE.shape[1]
+        inputs = 2 * static_size + (3 + len(TASTES)) * size + 2 * len(FEEDBACK) + 2 + RATIOS
         self.embed = nn.Sequential(
             nn.Linear(inputs, 2 * config.width), nn.GELU(), nn.Linear(2 * config.width, config.width)
         )
         self.position = nn.Embedding(config.history, config.width) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
+        self.sizes = [config.width, len(TASTES) * size, RATIOS + 2 * static_size]
+        self.size = sum(self.sizes)
 
     def set_catalogue(self, embedding_KE: Tensor) -> None:
         """Standardise by one scalar per catalogue: cosines and relative sizes stay as they are."""
@@ -116,22 +124,35 @@ class HistoryEncoder(nn.Module):
         # A feature that never varied in training must not explode on the first listener who has it.
         self.static_std.copy_(variance.sqrt().where(variance > 1e-6, 1.0))
 
-    def tokens(self, static_BLF: Tensor, track_BL: Tensor, feedback_BL4: Tensor, hidden_BL: Tensor) -> Tensor:
-        """Token vectors (B, L, D); `track_BL` is -1 at session starts, feedback NaN where missing."""
+    def summands(self, track_BL: Tensor, feedback_BL4: Tensor) -> Tensor:
+        """What each token adds to the running sums, (B, L, Z)."""
+        play_BL1 = (track_BL >= 0)[..., None].to(self.embedding_KE.dtype)
+        track_BLE = self.embedding_KE[track_BL.clamp(min=0)] * play_BL1
+        return summands(track_BLE, play_BL1, 2 * feedback_BL4 - 1)
+
+    def known(self, static_BLF: Tensor, summary: Summary) -> Tensor:
+        """The features of a linear model: ratios, standardised session features, what of them is missing."""
         missing_BLF = static_BLF.isnan()
         static = ((static_BLF - self.static_mean) / self.static_std).masked_fill(missing_BLF, 0.0)
+        return torch.cat([summary.ratio_BLR, static, missing_BLF.float()], -1)
+
+    def tokens(self, track_BL: Tensor, feedback_BL4: Tensor, hidden_BL: Tensor, summary: Summary) -> Tensor:
+        """What is new in each token, (B, L, I); `track_BL` is -1 at session starts, feedback NaN where missing."""
         play_BL1 = (track_BL >= 0)[..., None].float()
         track_BLE = self.embedding_KE[track_BL.clamp(min=0)] * play_BL1
         absent_BL4 = feedback_BL4.isnan()
         feedback = (2 * feedback_BL4 - 1).masked_fill(absent_BL4, 0.0)
         liked = feedback[..., :2, None] * track_BLE[..., None, :]
-        parts = [static, missing_BLF.float(), track_BLE, liked.flatten(-2), feedback, absent_BL4.float(),
-                 hidden_BL[..., None].float(), play_BL1]  # fmt: skip
-        x: Tensor = self.embed(torch.cat(parts, -1))
-        return x
+        parts = [track_BLE, liked.flatten(-2), feedback, absent_BL4.float(), hidden_BL[..., None].float(),
+                 play_BL1, summary.taste_BLTE.flatten(-2)]  # fmt: skip
+        return torch.cat(parts, -1)
 
-    def _read(self, batch: Batch) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        x = self.tokens(batch.static_BLF, batch.track_BL, batch.feedback_BL4, batch.hidden_BL)
+    def _read(self, batch: Batch) -> tuple[Tensor, list[Tensor], list[Tensor], tuple[Tensor, Tensor]]:
+        sums = running_sums(self.summands(batch.track_BL, batch.feedback_BL4), batch.step_BL)
+        summary = summarise(*sums, self.embedding_KE.shape[1])
+        known = self.known(batch.static_BLF, summary)
+        token = self.tokens(batch.track_BL, batch.feedback_BL4, batch.hidden_BL, summary)
+        x = self.embed(torch.cat([known, token], -1))
         position_BL = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
         if self.position is not None:
             x = x + self.position(position_BL)
@@ -140,27 +161,39 @@ class HistoryEncoder(nn.Module):
             x, k, v = block(x, position_BL)
             keys.append(k)
             values.append(v)
-        return self.norm(x), keys, values
+        return torch.cat([self.norm(x), summary.taste_BLTE.flatten(-2), known], -1), keys, values, sums
 
     def forward(self, batch: Batch) -> Tensor:
-        """One vector per token, (B, L, D); token n sees tokens 0..n only."""
+        """One vector per token, (B, L, `size`); token n sees tokens 0..n only.
+
+        The transformer's D channels, the tastes of `summaries.TASTES` in the embedding space, and the
+        features of a linear model (`known`): see `sizes`.
+        """
         return self._read(batch)[0]
 
     def prefill(self, batch: Batch, room: int) -> tuple[Tensor, Cache]:
-        """Vector of each listener's last valid token (B, D), and a cache with room for more tokens."""
-        h_BLD, keys, values = self._read(batch)
+        """Vector of each listener's last valid token, and a cache with room for more tokens."""
+        h_BLD, keys, values, sums = self._read(batch)
         length_B = batch.valid_BL.sum(1)
-        last_BD = h_BLD[torch.arange(len(h_BLD), device=h_BLD.device), length_B - 1]
+        row_B = torch.arange(len(h_BLD), device=h_BLD.device)
         grown = [F.pad(x, (0, 0, 0, room)) for x in keys], [F.pad(x, (0, 0, 0, room)) for x in values]
-        return last_BD, Cache(*grown, length_B)
+        total_BZ, session_BZ = (x[row_B, length_B - 1] for x in sums)
+        return h_BLD[row_B, length_B - 1], Cache(*grown, length_B, total_BZ, session_BZ)
 
-    def append(self, token_BD: Tensor, cache: Cache) -> Tensor:
-        """Vector (B, D) of one more token each; the cache grows in place."""
-        x = token_BD
+    def append(self, static_BF: Tensor, track_B: Tensor, feedback_B4: Tensor, cache: Cache) -> Tensor:
+        """Vector of one more play of the same session each; the cache grows in place."""
+        track_B1, feedback_B14 = track_B[:, None], feedback_B4[:, None]
+        summand_BZ = self.summands(track_B1, feedback_B14)[:, 0]
+        cache.total_BZ, cache.session_BZ = cache.total_BZ + summand_BZ, cache.session_BZ + summand_BZ
+        size = self.embedding_KE.shape[1]
+        summary = summarise(cache.total_BZ[:, None], cache.session_BZ[:, None], size)
+        shown_B1 = torch.zeros_like(track_B1, dtype=torch.bool)
+        known = self.known(static_BF[:, None], summary)
+        token = self.tokens(track_B1, feedback_B14, shown_B1, summary)
+        x = self.embed(torch.cat([known, token], -1))[:, 0]
         if self.position is not None:
             x = x + self.position(cache.length_B)
         for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
             x = block.append(x, keys, values, cache.length_B)
         cache.length_B = cache.length_B + 1
-        result: Tensor = self.norm(x)
-        return result
+        return torch.cat([self.norm(x), summary.taste_BLTE[:, 0].flatten(-2), known[:, 0]], -1)

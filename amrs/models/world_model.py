@@ -4,7 +4,10 @@ Factored: the history is encoded once to a vector, each candidate joins it in a 
 encoding scores a whole catalogue. Three questions share the head (Chan et al. 2026; the second and
 third are our addition): what follows if this *track* is played, what the final report will be as the
 session *starts*, and what it will be once the session has *ended*.
-Shape suffixes: B batch, L tokens, N asked positions, K candidates, D width, H hidden, A affinities.
+A linear part, on what a careful statistician would use, moves every signal's location: with a few
+thousand reports it carries most of what can be learned, and the rest of the head learns what it misses.
+Shape suffixes: B batch, L tokens, N asked positions, K candidates, D width, H hidden, A affinities,
+X signals.
 """
 
 import math
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from amrs.config.groups import ModelConfig
 from amrs.data import LABELS, Batch
 from amrs.histories import TARGETS
+from amrs.models.summaries import SESSION, SESSION_PLAYS, TASTES
 from amrs.models.transformer import HistoryEncoder
 from amrs.signals import SIGNALS, Binary, Bounded, Kind
 
@@ -32,6 +36,9 @@ class Candidates(NamedTuple):
 
     joined_KH: Tensor
     affinity_KD: Tensor
+    linear_KX: Tensor
+    """What each track as a whole session would move each signal by, in the linear part."""
+    embedding_KE: Tensor
 
 
 class WorldModelMember(nn.Module):
@@ -64,7 +71,12 @@ class WorldModelMember(nn.Module):
         self.track_joined, self.track_affinity = nn.Linear(width, hidden), nn.Linear(width, width)
         self.history_joined, self.history_affinity = nn.Linear(width, hidden), nn.Linear(width, width)
         self.affinities = math.gcd(AFFINITIES, width)
-        self.affinity_joined = nn.Linear(self.affinities, hidden, bias=False)
+        self.affinity_joined = nn.Linear(self.affinities + len(TASTES), hidden, bias=False)
+        self.near_scale = embedding_KE.shape[1] ** -0.5
+        self.known_linear = nn.Linear(self.encoder.sizes[2], len(self.kinds), bias=False)
+        self.session_linear = nn.Linear(embedding_KE.shape[1], len(self.kinds), bias=False)
+        nn.init.zeros_(self.known_linear.weight)
+        nn.init.zeros_(self.session_linear.weight)
         self.moment = nn.Parameter(torch.randn(2, hidden) * 0.1)
         if not {"valence", "arousal"} & set(signals):
             self.moment.requires_grad_(False)  # nothing asks: several processes would wait for its gradient
@@ -76,31 +88,57 @@ class WorldModelMember(nn.Module):
     def candidates(self, track: Tensor | None = None) -> Candidates:
         """The head's track half for tracks of any shape; for the whole catalogue if None."""
         embedding = self.encoder.embedding_KE
-        content = self.track(embedding if track is None else embedding[track])
-        return Candidates(self.track_joined(content), self.track_affinity(content))
+        chosen = embedding if track is None else embedding[track]
+        content = self.track(chosen)
+        linear = self.session_linear(chosen)
+        return Candidates(self.track_joined(content), self.track_affinity(content), linear, chosen)
 
-    def _split(self, hidden: Tensor) -> dict[str, Tensor]:
-        out = self.head(self.dropout(F.gelu(hidden))).float()  # likelihoods need more than 16 bits
-        sizes = [kind.size for kind in self.kinds.values()]
-        return dict(zip(self.kinds, out.split(sizes, -1), strict=True))
+    def _parts(self, h_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The transformer's channels, the tastes (N, T, E) and the linear model's features."""
+        own, tastes, known = h_ND.split(self.encoder.sizes, -1)
+        return own, tastes.unflatten(-1, (len(TASTES), -1)), known
+
+    def _split(self, hidden: Tensor, shift: Tensor) -> dict[str, Tensor]:
+        out = self.head(self.dropout(F.gelu(hidden)))
+        params = out.split([kind.size for kind in self.kinds.values()], -1)
+        return {
+            name: kind.moved(p, s)
+            for (name, kind), p, s in zip(self.kinds.items(), params, shift.unbind(-1), strict=True)
+        }
 
     def answer(self, h_ND: Tensor, candidates: Candidates) -> dict[str, Tensor]:
         """Head parameters (N, P) by signal, for one track at each position; tracks as (N, ...)."""
-        products = (self.history_affinity(h_ND) * candidates.affinity_KD).unflatten(-1, (self.affinities, -1))
-        joined = self.history_joined(h_ND) + candidates.joined_KH
-        return self._split(joined + self.affinity_joined(products.sum(-1)))
+        own, taste_NTE, known = self._parts(h_ND)
+        products = (self.history_affinity(own) * candidates.affinity_KD).unflatten(-1, (self.affinities, -1))
+        near = (taste_NTE * candidates.embedding_KE[..., None, :]).sum(-1) * self.near_scale
+        joined = self.history_joined(own) + candidates.joined_KH
+        hidden = joined + self.affinity_joined(torch.cat([products.sum(-1), near], -1))
+        linear = self.known_linear(known) + self.session_linear(taste_NTE[..., SESSION, :])
+        return self._split(hidden, linear + candidates.linear_KX * share_of_next(known)[..., None])
 
     def score(self, h_BD: Tensor, candidates: Candidates) -> dict[str, Tensor]:
         """Head parameters (B, K, P) by signal, for each of K tracks at each of B positions."""
-        query_BAd = self.history_affinity(h_BD).unflatten(-1, (self.affinities, -1))
+        own, taste_BTE, known = self._parts(h_BD)
+        query_BAd = self.history_affinity(own).unflatten(-1, (self.affinities, -1))
         key_KAd = candidates.affinity_KD.unflatten(-1, (self.affinities, -1))
         products_BKA = torch.einsum("bad,kad->bka", query_BAd, key_KAd)
-        joined_BKH = self.history_joined(h_BD)[:, None] + candidates.joined_KH
-        return self._split(joined_BKH + self.affinity_joined(products_BKA))
+        near_BKT = torch.einsum("bte,ke->bkt", taste_BTE, candidates.embedding_KE) * self.near_scale
+        joined_BKH = self.history_joined(own)[:, None] + candidates.joined_KH
+        hidden = joined_BKH + self.affinity_joined(torch.cat([products_BKA, near_BKT], -1))
+        linear = self.known_linear(known) + self.session_linear(taste_BTE[..., SESSION, :])
+        shift = linear[:, None] + candidates.linear_KX * share_of_next(known)[:, None, None]
+        return self._split(hidden, shift)
 
     def at_moment(self, h_ND: Tensor, ended: bool) -> dict[str, Tensor]:
         """Head parameters (N, P) of the final report, as the session starts or once it has ended."""
-        return self._split(self.history_joined(h_ND) + self.moment[int(ended)])
+        own, taste_NTE, known = self._parts(h_ND)
+        linear = self.known_linear(known) + self.session_linear(taste_NTE[..., SESSION, :])
+        return self._split(self.history_joined(own) + self.moment[int(ended)], linear)
+
+
+def share_of_next(known: Tensor) -> Tensor:
+    """Weight of the next track in the mean over the session's tracks: 1 / (plays so far + 1)."""
+    return torch.exp(-known[..., SESSION_PLAYS])
 
 
 def masked_sums(member: WorldModelMember, batch: Batch) -> Tensor:

@@ -3,6 +3,7 @@
 import sys
 
 from amrs.config.graph import Config
+from amrs.data import BatchSizeError
 from amrs.runs import RunError, Stage, execute, plan, process_rank
 from amrs.schema import LogError
 from amrs.stages import bc, dpo, evaluate, preferences, prepare, world_model
@@ -32,7 +33,7 @@ def run(config: Config, dry_run: bool = False) -> int:
             print("\n".join(run.describe() for run in runs))
             return 0
         folder = execute(runs, STAGES, _say)
-    except (LogError, RunError) as error:
+    except (LogError, RunError, BatchSizeError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
     if process_rank() == 0:

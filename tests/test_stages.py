@@ -1,0 +1,120 @@
+"""Every stage through train.py: what is made, reused, resumed, refused."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import TINY, train
+from datasets import Dataset
+
+STAGES = ("prepare", "world_model", "bc", "preferences", "dpo", "evaluate")
+Done = tuple[Path, subprocess.CompletedProcess[str]]
+
+
+def folders(runs: Path, stage: str) -> list[Path]:
+    return sorted(path for path in (runs / stage).iterdir() if path.is_dir())
+
+
+def test_evaluate_from_nothing_makes_every_parent(evaluated: Done) -> None:
+    runs, done = evaluated
+    assert {stage: len(folders(runs, stage)) for stage in STAGES} == {
+        "prepare": 1, "world_model": 3, "bc": 1, "preferences": 1, "dpo": 1, "evaluate": 1,
+    }  # fmt: skip
+    assert done.stdout.splitlines()[-1] == str(folders(runs, "evaluate")[0])
+
+
+def test_report_holds_every_section_with_unique_finite_rows(evaluated: Done) -> None:
+    report = json.loads((folders(evaluated[0], "evaluate")[0] / "report.json").read_text())
+    rows = pd.DataFrame(report["rows"])
+    assert {"fidelity", "predicted", "predicted_labeller", "realised", "diversity"} == set(rows["section"])
+    keys = ["section", "subject", "signal", "metric", "split", "group"]
+    assert not rows.duplicated(keys).any() and rows["value"].notna().all()
+    gains = rows[(rows["section"] == "realised") & (rows["metric"] == "gain") & (rows["group"] == "all")]
+    assert {"random", "popularity", "greedy", "dpo", "production"} == set(gains["subject"])
+    assert "production" in set(rows[rows["metric"] == "kl"]["subject"])
+
+
+def test_no_user_id_is_in_report_or_metrics(evaluated: Done) -> None:
+    runs = evaluated[0]
+    log = folders(runs, "prepare")[0] / "log"
+    from amrs.schema import read_log
+
+    users = set(read_log(log).sessions["user_id"][:])
+    texts = [p.read_text() for name in ("report.*", "metrics.csv", "summary.json") for p in runs.rglob(name)]
+    assert len(texts) >= 6
+    assert not [user for user in users for text in texts if user in text]
+
+
+def test_a_second_command_reuses_all_and_says_so(evaluated: Done) -> None:
+    runs, first = evaluated
+    again = train("stage=evaluate", *TINY, f"runs={runs}")
+    assert "running" not in again.stderr and again.stderr.count("reusing") == 8
+    assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
+
+
+def test_another_beta_trains_only_dpo(evaluated: Done) -> None:
+    plan = train("stage=dpo", *[a for a in TINY if "evaluate" not in a], f"runs={evaluated[0]}", "dpo.beta=2", "--dry-run")
+    states = dict(line.split()[:2] for line in plan.stdout.splitlines())
+    assert states == {"prepare": "finished", "labeller": "finished", "bc": "finished",
+                      "preferences": "finished", "dpo": "to"}  # fmt: skip
+
+
+def test_checkpoints_hold_tensors_and_plain_values_only(evaluated: Done) -> None:
+    found = list(evaluated[0].rglob("*.ckpt"))
+    assert len(found) == 10  # best and last of three world models, Copycat and DPO
+    for path in found:
+        torch.load(path, weights_only=True)
+
+
+def test_config_of_a_run_folder_is_made_of_valid_arguments(evaluated: Done) -> None:
+    from amrs.config import load
+
+    found = yaml.safe_load((folders(evaluated[0], "dpo")[0] / "config.yaml").read_text())
+    assert load([f"stage={found['stage']}", f"seed={found['seed']}"]).stage == "dpo"
+    assert found["dpo"]["beta"] == 1.0
+
+
+def test_pairs_come_from_the_labellers_users_only(evaluated: Done) -> None:
+    runs = evaluated[0]
+    from amrs.config.data import SplitConfig
+    from amrs.data import SessionDataModule
+
+    pairs = Dataset.load_from_disk(str(folders(runs, "preferences")[0] / "pairs"))
+    data = SessionDataModule(folders(runs, "prepare")[0] / "log", SplitConfig(), 64, users="judge")
+    judges = {data.flat.user_ids[u] for part in (0, 1) for u in data.users(part).tolist()}
+    tests = {data.flat.user_ids[u] for u in range(len(data.flat.user_ids)) if data.part_U[u] == 2}
+    assert len(pairs) > 0
+    assert not set(pairs["user_id"]) & (judges | tests)
+    assert min(pairs["du"]) > 0
+
+
+def test_a_judge_that_labelled_is_refused(evaluated: Done) -> None:
+    runs = evaluated[0]
+    roles = {json.loads((f / "provenance.json").read_text())["role"]: f for f in folders(runs, "world_model")}
+    for role in ("labeller", "world_model"):
+        done = train("stage=evaluate", *TINY, f"runs={runs}", f"parents.judge={roles[role]}", check=False)
+        assert done.returncode == 1 and "judge" in done.stderr
+
+
+def test_a_pin_to_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    done = train("stage=dpo", *[a for a in TINY if "evaluate" not in a], f"parents.bc={tmp_path}", check=False)
+    assert done.returncode == 1 and "no finished run" in done.stderr
+
+
+def test_too_few_pairs_end_the_stage_in_words(evaluated: Done) -> None:
+    runs = evaluated[0]
+    arguments = [a for a in TINY if not a.startswith(("preferences", "evaluate", "dpo"))]
+    done = train("stage=preferences", *arguments, f"runs={runs}", "preferences.min_pairs=100000", check=False)
+    assert done.returncode == 1 and "too few to train on" in done.stderr
+    assert len(folders(runs, "preferences")) == 2  # the finished one, and the partial one, never a finished second
+    assert sum((f / "provenance.json").exists() for f in folders(runs, "preferences")) == 1
+
+
+@pytest.mark.parametrize("stage", ["world_model", "bc", "dpo"])
+def test_metrics_are_in_csv(evaluated: Done, stage: str) -> None:
+    table = pd.read_csv(folders(evaluated[0], stage)[0] / "metrics.csv")
+    assert table["train/loss"].notna().any() and table["val/loss"].notna().any()
