@@ -143,7 +143,7 @@ class PairBatch(NamedTuple):
     ref_chosen_B: Tensor
     """Copycat's log-probability of the chosen track, in nats."""
     ref_rejected_B: Tensor
-    count: Tensor
+    pairs: Tensor
     """Pairs in the whole optimiser step, per process and micro-batch."""
 
 

@@ -153,7 +153,8 @@ def _targets(
     feedback = feedback_N4[next_N]
     report_N2 = report_S2[session_N]
     affect = np.where(last_N[:, None] & ~np.isnan(report_N2), report_N2, feedback[:, 2:])
-    left_N = np.where(last_N, left_S[session_N], 0.0)
+    # Where it is unknown how a session ended, none of its plays says whether listeners leave.
+    left_N = np.where(last_N, left_S[session_N], 0.0 * left_S[session_N])
     rated_N = (~np.isnan(feedback[:, 1])).astype(np.float32)
     reported_N = np.where(last_N, (~np.isnan(report_N2)).any(1), np.nan)
     target_NY = np.column_stack([feedback[:, :2], affect, left_N, rated_N, reported_N]).astype(np.float32)

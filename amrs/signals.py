@@ -44,6 +44,10 @@ class Kind(Protocol):
         """A draw made of one uniform `u` in (0, 1), elementwise (...)."""
         ...
 
+    def distance(self, params: Tensor, target: float) -> Tensor:
+        """E|y - target| (...)."""
+        ...
+
     def cdf(self, params: Tensor, grid_G: Tensor) -> Tensor:
         """P(y <= g) for each grid point, (..., G)."""
         ...
@@ -108,6 +112,19 @@ class Bounded:
         z = torch.special.ndtri(inner)
         return (location.gather(-1, pick)[..., 0] + scale.gather(-1, pick)[..., 0] * z).clamp(0, 1)
 
+    def distance(self, params: Tensor, target: float) -> Tensor:
+        """Closed form of the integral of F below the target and of 1 - F above it."""
+        log_weight, location, scale = self._parts(params)
+
+        def area(g: float) -> Tensor:
+            """The integral of Phi((x - location) / scale) up to g."""
+            z = (g - location) / scale
+            return scale * (z * torch.special.ndtr(z) + torch.exp(-0.5 * z**2 - _LOG_SQRT_2PI))
+
+        at_target = area(target)
+        apart = (at_target - area(0.0)) + (1 - target) - (area(1.0) - at_target)
+        return (log_weight.exp() * apart).sum(-1)
+
     def cdf(self, params: Tensor, grid_G: Tensor) -> Tensor:
         """P(y <= g); 1 from g = 1 on."""
         log_weight, location, scale = self._parts(params)
@@ -145,6 +162,11 @@ class Binary:
         """1.0 with the probability of yes."""
         return (u > 1 - self.mean(params)).to(params.dtype)
 
+    def distance(self, params: Tensor, target: float) -> Tensor:
+        """Of 0 with the probability of no, of 1 with that of yes."""
+        yes = self.mean(params)
+        return (1 - yes) * target + yes * (1 - target)
+
     def cdf(self, params: Tensor, grid_G: Tensor) -> Tensor:
         """P(y <= g) of a 0/1 value."""
         no = (1 - self.mean(params))[..., None]
@@ -152,20 +174,3 @@ class Binary:
 
 
 SIGNALS: dict[str, type[Bounded] | type[Binary]] = {"bounded": Bounded, "binary": Binary}
-
-
-def expected_distance(cdf: Tensor, grid_G: Tensor, target: float) -> Tensor:
-    """E|y - target| on [0, 1]: integral of F below the target and of 1 - F above it.
-
-    Each point of the increasing grid stands for the interval up to halfway to its neighbours, or to 0
-    and 1. On midpoints (`midpoints`) no point lies on an end, where F jumps.
-    """
-    middle = (grid_G[1:] + grid_G[:-1]) / 2
-    edge = torch.cat([middle.new_zeros(1), middle, middle.new_ones(1)])
-    below_G = (edge[1:].clamp(max=target) - edge[:-1]).clamp(min=0)
-    return cdf @ below_G + (1 - cdf) @ (edge.diff() - below_G)
-
-
-def midpoints(count: int, device: torch.device | None = None) -> Tensor:
-    """Middles of `count` even intervals of [0, 1]."""
-    return (torch.arange(count, device=device) + 0.5) / count

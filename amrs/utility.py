@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from amrs.config.groups import UtilityConfig
-from amrs.signals import Kind, expected_distance, midpoints
+from amrs.signals import Kind
 
-_GRID = 100
 _LEAST_SPREAD = 1e-4
 """Spread below which a predicted effect is rounding error: it is not blown up to matter."""
 
@@ -53,21 +52,14 @@ class Utility:
         total = torch.zeros(params[signals[0]].shape[:-1], device=mode_B.device)
         for signal in signals:
             scale = self.weights[signal] / max(self.spread.get(signal, 1.0), _LEAST_SPREAD)
-            mean = kinds[signal].mean(params[signal])
             for mode in mode_B.unique().tolist():
                 rows = mode_B == mode
                 direction = self.direction(signal, mode)
                 if direction == "up":
-                    total[rows] += scale * mean[rows]
+                    total[rows] += scale * kinds[signal].mean(params[signal][rows])
                 elif direction == "down":
-                    total[rows] += scale * (1 - mean[rows])
+                    total[rows] += scale * (1 - kinds[signal].mean(params[signal][rows]))
                 elif direction is not None:
-                    near = 1 - _distance(kinds[signal], params[signal][rows], float(direction))
+                    near = 1 - kinds[signal].distance(params[signal][rows], float(direction))
                     total[rows] += scale * near
         return total
-
-
-def _distance(kind: Kind, params: Tensor, target: float) -> Tensor:
-    """E|x - target| over the predictive distribution."""
-    grid_G = midpoints(_GRID, params.device)
-    return expected_distance(kind.cdf(params, grid_G), grid_G, target)

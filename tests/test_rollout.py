@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from slow_truth import midpoints
 from tiny_logs import letters, opened, policy, random_log, session, world_model, write
 from torch import Tensor
 
@@ -15,7 +16,6 @@ from amrs.noise import hash_keys
 from amrs.policies import FixedPolicy, GreedyPolicy, NeuralPolicy, catalogue_utility
 from amrs.rollout import Feedback, Rollouts, choose, imagine
 from amrs.rules import Rules
-from amrs.signals import midpoints
 from amrs.utility import Utility
 
 HORIZON = 5

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from amrs.signals import Binary, Bounded, Kind, expected_distance, midpoints
+from amrs.signals import Binary, Bounded, Kind
+from slow_truth import expected_distance, midpoints
 
 BOUNDED = [Bounded(1), Bounded(3)]
 
@@ -90,6 +91,7 @@ def test_distance_to_a_target_of_known_distributions(target: float) -> None:
     assert uniform.item() == pytest.approx((target**2 + (1 - target) ** 2) / 2, abs=1e-4)
     coin = expected_distance(Binary().cdf(torch.tensor([math.log(3)]), grid), grid, target)
     assert coin.item() == pytest.approx(0.25 * target + 0.75 * (1 - target), abs=1e-6)
+    assert Binary().distance(torch.tensor([math.log(3)]), target).item() == pytest.approx(coin.item())
 
 
 @pytest.mark.parametrize("target", [0.2, 0.5])
@@ -97,5 +99,7 @@ def test_distance_of_a_bounded_head_is_that_of_its_samples(target: float) -> Non
     kind, u = Bounded(3), midpoints(20_000)
     p = params(kind)
     y = kind.sample(p[:, None].expand(-1, len(u), -1), u.expand(len(p), -1))
-    found = expected_distance(kind.cdf(p, midpoints(100)), midpoints(100), target)
+    found = kind.distance(p, target)
     torch.testing.assert_close(found, (y - target).abs().mean(1), atol=1e-3, rtol=0)
+    on_grid = expected_distance(kind.cdf(p, midpoints(100)), midpoints(100), target)
+    torch.testing.assert_close(found, on_grid, atol=1e-3, rtol=0)

@@ -19,13 +19,13 @@ class WorldModelConfig:
     predict from a list of tracks alone."""
     batch_size: int = 32
     """Windows per optimiser step, over all ranks and accumulation steps."""
-    max_steps: int = 900
+    max_steps: int = 600
     """Optimiser steps."""
     learning_rate: float = 2e-3
     """Peak of the one-cycle schedule."""
-    weight_decay: float = 0.05
+    weight_decay: float = 0.5
     """AdamW's decoupled weight decay."""
-    patience: int = 5
+    patience: int = 4
     """Validations without improvement before training stops."""
     validate_every: int = 60
     """Optimiser steps between validations."""
@@ -86,7 +86,7 @@ class PreferencesConfig:
     neighbours: int = 32
     """Nearest tracks (cosine) to the rejected one that are candidates, 0 or more."""
     explore: int = 32
-    """Random allowed tracks that are candidates, 0 or more."""
+    """Random tracks that are candidates where they are allowed, 0 or more."""
     min_pairs: int = 100
     """Fewer pairs than this end the stage: too few to train on."""
 
@@ -103,7 +103,7 @@ class DpoConfig:
     """Labels: sigma(dU / tau), or 1 (hard labels have no finite optimum)."""
     beta: float = 1.0
     """Inverse temperature of DPO, above 0; larger keeps the policy nearer its reference."""
-    tau: float = 3.0
+    tau: float = 2.0
     """Temperature of the soft labels, in units of utility, above 0."""
     kl_budget: float = 0.05
     """Most KL(policy || Copycat) on the policy's own histories, in nats per track, above 0."""
@@ -115,7 +115,7 @@ class DpoConfig:
     """Pairs per optimiser step, over all ranks and accumulation steps."""
     max_steps: int = 300
     """Optimiser steps."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     """AdamW's learning rate, constant after a short warm-up."""
     patience: int = 5
     """Validations without improvement before training stops."""

@@ -16,6 +16,9 @@ from amrs.data import Batch
 from amrs.histories import FEEDBACK
 from amrs.models.summaries import RATIOS, TASTES, Summary, running_sums, summands, summarise
 
+_FARTHEST = 10.0
+"""Standard deviations at which a session feature is cut: no outlier may drive a prediction."""
+
 
 @dataclass
 class Cache:
@@ -100,7 +103,8 @@ class HistoryEncoder(nn.Module):
         size = embedding_KE.shape[1]
         inputs = 2 * static_size + (3 + len(TASTES)) * size + 2 * len(FEEDBACK) + 2 + RATIOS
         self.embed = nn.Sequential(
-            nn.Linear(inputs, 2 * config.width), nn.GELU(), nn.Linear(2 * config.width, config.width)
+            nn.Dropout(config.dropout), nn.Linear(inputs, 2 * config.width), nn.GELU(),
+            nn.Linear(2 * config.width, config.width),
         )
         self.position = nn.Embedding(config.history, config.width) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -133,7 +137,8 @@ class HistoryEncoder(nn.Module):
     def known(self, static_BLF: Tensor, summary: Summary) -> Tensor:
         """The features of a linear model: ratios, standardised session features, what of them is missing."""
         missing_BLF = static_BLF.isnan()
-        static = ((static_BLF - self.static_mean) / self.static_std).masked_fill(missing_BLF, 0.0)
+        static = ((static_BLF - self.static_mean) / self.static_std).clamp(-_FARTHEST, _FARTHEST)
+        static = static.masked_fill(missing_BLF, 0.0)
         return torch.cat([summary.ratio_BLR, static, missing_BLF.float()], -1)
 
     def tokens(self, track_BL: Tensor, feedback_BL4: Tensor, hidden_BL: Tensor, summary: Summary) -> Tensor:

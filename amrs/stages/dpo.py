@@ -88,7 +88,7 @@ class DirectPreference(lightning.LightningModule):
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         """One micro-batch; the sum is divided by the pairs of the whole optimiser step."""
         loss_B, margin_B, ratio_B, other_B = self._losses(batch)
-        loss = loss_B.sum() / batch.count
+        loss = loss_B.sum() / batch.pairs
         values = {"train/loss": loss.detach(), "train/margin": margin_B.mean(),
                   "train/log_ratio/chosen": ratio_B.detach().mean(),
                   "train/log_ratio/rejected": other_B.detach().mean()}  # fmt: skip
