@@ -261,11 +261,7 @@ class SessionDataModule(lightning.LightningDataModule):
         )
 
     def prefix(
-        self,
-        row_B: Tensor,
-        step_B: Tensor | int = 0,
-        length: int | None = None,
-        hide_own: bool = False,
+        self, row_B: Tensor, step_B: Tensor | int = 0, length: int | None = None, hide_own: bool = False
     ) -> Batch:
         """What came before play `step_B` (from 0) of sessions `row_B`; the last valid token asks.
 
@@ -323,9 +319,7 @@ class SessionDataModule(lightning.LightningDataModule):
     def _units(self, part: int) -> tuple[int, Callable[[Tensor, Tensor, int, int], NamedTuple]]:
         if self.pairs is not None:
             chosen = torch.nonzero(self.pairs["part"] == part)[:, 0]
-            return len(chosen), lambda mine, step, deals, _: self._pair_batch(
-                chosen[mine], len(step) / deals
-            )
+            return len(chosen), lambda mine, step, deals, _: self._pair_batch(chosen[mine], len(step) / deals)
         window_W3 = self.windows(part)
         counts_WZ = self.label_counts(window_W3)
 

@@ -81,8 +81,8 @@ def fidelity_rows(model: WorldModel, data: SessionDataModule, seed: int, draws: 
             continue
         held_out = Target(*(getattr(label, name)[test_N] for name in label.__dataclass_fields__))
         predicted = predict(model, data, signal, held_out)
-        for subject, found in {"world_model": predicted.mean_N,
-                               **{name: p[signal][test_N] for name, p in others.items()}}.items():  # fmt: skip
+        everyone = {"world_model": predicted.mean_N} | {n: p[signal][test_N] for n, p in others.items()}
+        for subject, found in everyone.items():
             rows += _score(subject, signal, held_out, found, means[signal], data, seed, draws)
         rows += _distribution_rows(signal, held_out, predicted, seed, draws)
     return rows
@@ -127,11 +127,31 @@ def _distribution_rows(signal: str, label: Target, predicted: Predicted, seed: i
     y_N, user_N = label.value, label.user
     if signal == "rating":
         value = metrics.ece(y_N, predicted.mean_N)
-        return [Row("fidelity", "world_model", signal, "ece", "mean", "all", value, None, None, len(y_N), "fraction")]
+        return [
+            Row(
+                "fidelity",
+                "world_model",
+                signal,
+                "ece",
+                "mean",
+                "all",
+                value,
+                None,
+                None,
+                len(y_N),
+                "fraction",
+            )
+        ]
     low_N, high_N = metrics.interval_from_cdf(predicted.cdf_NG, GRID_G, _LEVEL)
     found = {
-        "crps": (metrics.mean_interval(metrics.crps(y_N, predicted.cdf_NG, GRID_G), user_N, draws, seed), "scale points"),
-        "coverage_80": (metrics.mean_interval(metrics.coverage(y_N, low_N, high_N), user_N, draws, seed), "fraction"),
+        "crps": (
+            metrics.mean_interval(metrics.crps(y_N, predicted.cdf_NG, GRID_G), user_N, draws, seed),
+            "scale points",
+        ),
+        "coverage_80": (
+            metrics.mean_interval(metrics.coverage(y_N, low_N, high_N), user_N, draws, seed),
+            "fraction",
+        ),
     }
     return [
         Row("fidelity", "world_model", signal, metric, "mean", "all", *estimate, unit)

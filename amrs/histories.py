@@ -80,7 +80,7 @@ def static_features(flat: Columns, modes: int, cohorts: int) -> np.ndarray:
 
     Mode and cohort (one-hot), pre-report, local hour (sine, cosine), hours since the last session's start
     (log), number of earlier sessions (log), of the last session its reports and whether the listener left,
-    the means of all earlier reports, and context. Nothing of the session's own plays, feedback or final report.
+    the means of all earlier reports, and context. Nothing of the session's own plays, feedback or report.
     """
     user_S = flat.user_S
     same_user_S = np.r_[False, user_S[1:] == user_S[:-1]]

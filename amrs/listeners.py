@@ -105,7 +105,8 @@ class ImaginedListeners:
         self, state: list[_Group], track_B: Tensor, t: int
     ) -> tuple[list[_Group], Feedback, dict[str, Tensor]]:
         """Sampled feedback is fed back: mean feedback would hide variance."""
-        feedback = Feedback(*(torch.empty(len(track_B)) for _ in range(2)), torch.empty(len(track_B)).bool())
+        empty_B = torch.empty(len(track_B))
+        feedback = Feedback(empty_B.clone(), empty_B.clone(), empty_B.bool())
         expected: dict[str, Tensor] = {}
         groups = []
         for group in state:

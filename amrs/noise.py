@@ -39,4 +39,5 @@ def uniform(*keys: int | Tensor) -> Tensor:
 
 def normal(*keys: int | Tensor) -> Tensor:
     """Standard normal float32, of the keys' broadcast shape."""
-    return torch.special.ndtri(uniform(*keys))
+    draws: Tensor = torch.special.ndtri(uniform(*keys))
+    return draws

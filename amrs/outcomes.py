@@ -4,8 +4,9 @@ Every policy meets the same sessions of test users with the same random numbers.
 Shape suffixes: B sessions, T steps, K tracks.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +21,10 @@ from amrs.report import Row
 from amrs.rollout import Environment, Policy, Rollouts, imagine
 from amrs.rules import Rules
 from amrs.splits import TEST, TRAIN
-from amrs.targets import Target, targets
+from amrs.targets import Ints, Target, targets
 
+_DIVERSITY_DRAWS = 50
+"""Bootstrap draws for diversity, which is recomputed in each."""
 SESSIONS, LUCK = 600, 601
 """Purposes of draws: which sessions are rolled out, and their luck."""
 _UNITS = {"catalogue_coverage": "fraction", "entropy": "fraction", "effective_tracks": "tracks",
@@ -78,7 +81,11 @@ def _occurrence(user_B: Tensor) -> Tensor:
 
 
 def roll_out(
-    policies: Mapping[str, Policy], environment: Environment, rules: Rules, sessions: Sessions, batch: int = 256
+    policies: Mapping[str, Policy],
+    environment: Environment,
+    rules: Rules,
+    sessions: Sessions,
+    batch: int = 256,
 ) -> dict[str, Rollouts]:
     """Every policy in the same environment; KL to Copycat is taken on each policy's own histories."""
     found = {}
@@ -150,22 +157,29 @@ def diversity_rows(
     """Diversity at equal numbers of recommendations, and KL(policy || Copycat) in nats per track."""
     tracks = metrics.equal_lengths({name: r.track_BT.numpy() for name, r in found.items()})
     plays_K = data.plays(TRAIN).double().numpy() + 1
-    embedding_KE = metrics.unit(data.embedding_KE.double().numpy() - data.embedding_KE.double().numpy().mean(0))
+    embedding_KE = metrics.unit(
+        data.embedding_KE.double().numpy() - data.embedding_KE.double().numpy().mean(0)
+    )
     user_B = sessions.user_B.numpy()
     rows = []
     for subject, track_BT in tracks.items():
         lists = Lists(track_BT, user_B, embedding_KE, _artists(data), plays_K / plays_K.sum())
         for metric, figure in DIVERSITY.items():
-            estimate = metrics.resampled_users(
-                lambda row, user, f=figure, x=lists: f(x.rows(row, user)), user_B, 50, seed, centred=True  # type: ignore[misc]
-            )
+            again = partial(_diversity, figure, lists)
+            estimate = metrics.resampled_users(again, user_B, _DIVERSITY_DRAWS, seed, centred=True)
             rows.append(Row("diversity", subject, "all", metric, "mean", "all", *estimate, _UNITS[metric]))
         kl_BT, played_BT = found[subject].kl_BT, found[subject].played_BT
         if subject != "copycat" and kl_BT is not None:
             sums_B2 = torch.stack([kl_BT.nansum(1), played_BT.sum(1)], 1).double().numpy()
-            estimate = metrics.user_bootstrap(metrics.user_sums(sums_B2, user_B), metrics.mean_of, len(user_B), draws, seed)
+            estimate = metrics.user_bootstrap(
+                metrics.user_sums(sums_B2, user_B), metrics.mean_of, len(user_B), draws, seed
+            )
             rows.append(Row("diversity", subject, "all", "kl", "mean", "all", *estimate, "nats per track"))
     return rows
+
+
+def _diversity(figure: Callable[[Lists], float], lists: Lists, row: Ints, user: Ints) -> float:
+    return figure(lists.rows(row, user))
 
 
 def _artists(data: SessionDataModule) -> np.ndarray:

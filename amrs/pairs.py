@@ -140,7 +140,12 @@ def _corrections(
 
 @torch.inference_mode()
 def candidate_utility(
-    model: WorldModel, utility: Utility, data: SessionDataModule, row_B: Tensor, step_B: Tensor, track_BC: Tensor
+    model: WorldModel,
+    utility: Utility,
+    data: SessionDataModule,
+    row_B: Tensor,
+    step_B: Tensor,
+    track_BC: Tensor,
 ) -> Tensor:
     """Predicted utility (B, C) if each candidate were play `step_B`, averaged over members."""
     predicted = candidate_answers(model, data, row_B, step_B, track_BC)
@@ -175,7 +180,9 @@ def effect_spread(
     answers = candidate_answers(model, data, row_B, step_B, track_BC)
     spread = {}
     for name in data.log.metadata.signals:
-        mean_BC = torch.stack([m.kinds[name].mean(a[name]) for m, a in zip(model.ensemble, answers, strict=True)])
+        mean_BC = torch.stack(
+            [m.kinds[name].mean(a[name]) for m, a in zip(model.ensemble, answers, strict=True)]
+        )
         spread[name] = float(mean_BC.mean(0).var(1).mean().sqrt())
     return spread
 

@@ -77,7 +77,9 @@ class GreedyPolicy:
     @torch.inference_mode()
     def logits(self, state: list[Mind]) -> Tensor:
         """(B, K): so steep in utility that a softmax is the argmax."""
-        return _CERTAIN * catalogue_utility(self.model, self.utility, [m.h_BD for m in state], state[0].mode_B)
+        return _CERTAIN * catalogue_utility(
+            self.model, self.utility, [m.h_BD for m in state], state[0].mode_B
+        )
 
     @torch.inference_mode()
     def observe(self, state: list[Mind], track_B: Tensor, feedback: Feedback) -> list[Mind]:

@@ -154,4 +154,6 @@ def _rollouts(track_BT: Tensor, left_B: Tensor, record: dict[str, Tensor]) -> Ro
     played_BT = record.pop("_here")
     record = {name: value.where(played_BT, torch.nan) for name, value in record.items()}
     kl_BT = record.pop("kl", None)
-    return Rollouts(track_BT, played_BT, record.pop("_engagement"), record.pop("_rating"), left_B, record, kl_BT)
+    return Rollouts(
+        track_BT, played_BT, record.pop("_engagement"), record.pop("_rating"), left_B, record, kl_BT
+    )

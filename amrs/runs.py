@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from filelock import FileLock
@@ -91,7 +91,11 @@ def plan(config: Config) -> list[Run]:
 
 
 def _role(config: Config) -> str:
-    return config.world_model.users if config.stage == "world_model" and config.world_model.users != "all" else config.stage
+    return (
+        config.world_model.users
+        if config.stage == "world_model" and config.world_model.users != "all"
+        else config.stage
+    )
 
 
 def _plan(config: Config, role: str, made: dict[str, Run]) -> Run:
@@ -103,7 +107,7 @@ def _plan(config: Config, role: str, made: dict[str, Run]) -> Run:
         made[role] = _pinned(stage, role, config, Path(pin))
         return made[role]
     if stage == "world_model":
-        users = "all" if role == "world_model" else role
+        users: Any = "all" if role == "world_model" else role
         config = replace(config, world_model=replace(config.world_model, users=users))
     parents = {name: _plan(config, name, made) for name in ROLES[stage]}
     fingerprint = _fingerprint(stage, config, parents)
@@ -233,7 +237,7 @@ def _other_process(run: Run, stage: Stage) -> None:
 def _finish(run: Run, seconds: float) -> None:
     from amrs.config import dump
 
-    (run.partial / "config.yaml").write_text(dump(replace(run.config, stage=run.stage)))
+    (run.partial / "config.yaml").write_text(dump(replace(run.config, stage=cast(Any, run.stage))))
     provenance = {
         "stage": run.stage,
         "role": run.role,

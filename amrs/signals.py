@@ -5,6 +5,7 @@ Shape suffixes: P parameters, M mixture components, G grid points.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +15,9 @@ from torch import Tensor
 
 _MIN_SCALE = 0.02
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+_phi: Callable[[Tensor], Tensor] = torch.special.ndtr
+"""Standard normal distribution function."""
+_quantile: Callable[[Tensor], Tensor] = torch.special.ndtri
 
 
 class Kind(Protocol):
@@ -97,7 +101,7 @@ class Bounded:
         log_weight, location, scale = self._parts(params)
         low, high = -location / scale, (1 - location) / scale
         density = torch.exp(-0.5 * low**2 - _LOG_SQRT_2PI) - torch.exp(-0.5 * high**2 - _LOG_SQRT_2PI)
-        below, above = torch.special.ndtr(low), torch.special.ndtr(-high)
+        below, above = _phi(low), _phi(-high)
         mean = location * (1 - below - above) + scale * density + above
         return (log_weight.exp() * mean).sum(-1)
 
@@ -109,7 +113,7 @@ class Bounded:
         high = edge.gather(-1, pick)[..., 0]
         width = log_weight.exp().gather(-1, pick)[..., 0].clamp(min=1e-7)
         inner = ((u - (high - width)) / width).clamp(1e-6, 1 - 1e-6)
-        z = torch.special.ndtri(inner)
+        z = _quantile(inner)
         return (location.gather(-1, pick)[..., 0] + scale.gather(-1, pick)[..., 0] * z).clamp(0, 1)
 
     def distance(self, params: Tensor, target: float) -> Tensor:
@@ -119,7 +123,7 @@ class Bounded:
         def area(g: float) -> Tensor:
             """The integral of Phi((x - location) / scale) up to g."""
             z = (g - location) / scale
-            return scale * (z * torch.special.ndtr(z) + torch.exp(-0.5 * z**2 - _LOG_SQRT_2PI))
+            return scale * (z * _phi(z) + torch.exp(-0.5 * z**2 - _LOG_SQRT_2PI))
 
         at_target = area(target)
         apart = (at_target - area(0.0)) + (1 - target) - (area(1.0) - at_target)
@@ -129,7 +133,7 @@ class Bounded:
         """P(y <= g); 1 from g = 1 on."""
         log_weight, location, scale = self._parts(params)
         z = (grid_G[:, None] - location[..., None, :]) / scale[..., None, :]
-        inside = (log_weight.exp()[..., None, :] * torch.special.ndtr(z)).sum(-1)
+        inside = (log_weight.exp()[..., None, :] * _phi(z)).sum(-1)
         return inside.masked_fill(grid_G >= 1, 1.0)
 
 

@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import pandas as pd
@@ -112,7 +112,8 @@ def fit(
         trainer = lightning.Trainer(
             accelerator=config.trainer.accelerator, devices=config.trainer.devices,
             num_nodes=config.trainer.num_nodes, strategy=config.trainer.strategy,
-            precision=config.trainer.precision, accumulate_grad_batches=config.trainer.accumulate_grad_batches,
+            precision=cast(Any, config.trainer.precision),
+            accumulate_grad_batches=config.trainer.accumulate_grad_batches,
             max_steps=max_steps, max_epochs=-1, val_check_interval=every, check_val_every_n_epoch=None,
             callbacks=watch, logger=loggers, log_every_n_steps=config.log.every, gradient_clip_val=1.0,
             enable_progress_bar=sys.stdout.isatty(), enable_model_summary=False, num_sanity_val_steps=0,

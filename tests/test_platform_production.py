@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from platform_worlds import one_thread, tracks, world
 
-from amrs.platform.dynamics import Feedback
 from amrs.platform.production import choose
 from amrs.platform.service import LONGEST
+from amrs.rollout import Feedback
 
 __all__ = ["one_thread"]
 
@@ -68,8 +68,12 @@ def test_logged_choices_are_as_frequent_as_their_propensities_say():
     counts = [len(names) for names in log["track_id"].to_pylist()]
     inverse = 1 / np.concatenate(log["propensity"].to_numpy(zero_copy_only=False))
     open_M = platform.catalogue.allowed_KM.sum(0)
-    could = np.concatenate([int(open_M[mode]) - np.arange(n) for mode, n in
-                            zip(platform.starts.mode_S.tolist(), counts, strict=True)])
+    could = np.concatenate(
+        [
+            int(open_M[mode]) - np.arange(n)
+            for mode, n in zip(platform.starts.mode_S.tolist(), counts, strict=True)
+        ]
+    )
     ratio, error = inverse / could, (inverse / could).std() / len(inverse) ** 0.5
     assert abs(ratio.mean() - 1) < 4 * error < 0.2
 

@@ -18,8 +18,10 @@ def answers(variant, **settings):
     platform, _ = world(variant=variant, **settings)
     order = world()[0].catalogue.affect_K2[:, 0].argsort()
     rows = torch.arange(0, len(platform.user_S), 5)
-    return [platform.oracle(rows, track_T.expand(len(rows), -1), draws=4)["valence"]
-            for track_T in (order[-6:], order[:6])]
+    return [
+        platform.oracle(rows, track_T.expand(len(rows), -1), draws=4)["valence"]
+        for track_T in (order[-6:], order[:6])
+    ]
 
 
 def odds(variant, shift):
@@ -45,8 +47,10 @@ def test_in_random_missing_the_hidden_state_does_not_matter_and_the_report_befor
     rows = torch.arange(10)
     state = state_at(platform.who(rows), type(platform.starts)(*(x[rows] for x in platform.starts)), rows)
     left, one = torch.zeros(10, dtype=torch.bool), torch.ones(10)
-    assert (post_given(platform.config, state, left, 0.3 * one, one)
-            < post_given(platform.config, state, left, 0.7 * one, one)).all()
+    assert (
+        post_given(platform.config, state, left, 0.3 * one, one)
+        < post_given(platform.config, state, left, 0.7 * one, one)
+    ).all()
 
 
 def test_the_default_log_is_missing_not_at_random():
@@ -73,8 +77,12 @@ def test_tracks_move_affect_by_default_and_not_under_no_track_effect():
 def test_confounded_choice_and_affect_share_a_cause_that_tracks_do_not_tell():
     platform, log = world(variant="confounded")
     hidden = platform.starts.hidden_S
-    played = torch.tensor([np.mean([platform.catalogue.affect_K2[int(k[6:]), 0] for k in row])
-                           for row in log["track_id"].to_pylist()])
+    played = torch.tensor(
+        [
+            np.mean([platform.catalogue.affect_K2[int(k[6:]), 0] for k in row])
+            for row in log["track_id"].to_pylist()
+        ]
+    )
     assert torch.corrcoef(torch.stack([hidden, played]))[0, 1] > 0.3
     rows = torch.arange(len(hidden))
     same = torch.arange(6).expand(len(rows), -1)

@@ -14,8 +14,8 @@ from conftest import ROOT, TINY, train
 from test_stages import Done, folders
 
 EXACT = [
-    *[a for a in TINY if a.startswith(("data", "log"))], "model=tiny", "model.dropout=0", "trainer.accelerator=cpu",
-    "data.platform.users=40",
+    *[a for a in TINY if a.startswith(("data", "log"))], "model=tiny", "model.dropout=0",
+    "trainer.accelerator=cpu", "data.platform.users=40",
 ]  # fmt: skip
 
 
@@ -28,7 +28,9 @@ def validation(folder: Path) -> pd.Series:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    found: dict[str, torch.Tensor] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)[
+        "state_dict"
+    ]
     return found
 
 
@@ -80,9 +82,17 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_two_commands_at_once_train_a_parent_once(tmp_path: Path) -> None:
-    arguments = ["stage=world_model", *EXACT, "trainer.max_steps=6", "world_model.members=1", f"runs={tmp_path}"]
+    arguments = [
+        "stage=world_model",
+        *EXACT,
+        "trainer.max_steps=6",
+        "world_model.members=1",
+        f"runs={tmp_path}",
+    ]
     command = [sys.executable, str(ROOT / "train.py"), *arguments]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
     outputs = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0]
     said = "".join(err for _, err in outputs)
@@ -90,6 +100,7 @@ def test_two_commands_at_once_train_a_parent_once(tmp_path: Path) -> None:
 
 
 def test_a_process_more_than_units_of_a_batch_is_refused(evaluated: Done) -> None:
-    done = train("stage=bc", *[a for a in TINY if a.startswith(("data", "model", "log"))],
-                 "bc.batch_size=2", "trainer.accumulate_grad_batches=4", f"runs={evaluated[0]}", check=False)  # fmt: skip
+    small = [a for a in TINY if a.startswith(("data", "model", "log"))]
+    too_many = ["bc.batch_size=2", "trainer.accumulate_grad_batches=4"]
+    done = train("stage=bc", *small, *too_many, f"runs={evaluated[0]}", check=False)
     assert done.returncode == 1 and "raise it to 4 or more" in done.stderr

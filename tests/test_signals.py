@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from slow_truth import expected_distance, midpoints
 
 from amrs.signals import Binary, Bounded, Kind
-from slow_truth import expected_distance, midpoints
 
 BOUNDED = [Bounded(1), Bounded(3)]
 

@@ -57,7 +57,13 @@ def test_a_second_command_reuses_all_and_says_so(evaluated: Done) -> None:
 
 
 def test_another_beta_trains_only_dpo(evaluated: Done) -> None:
-    plan = train("stage=dpo", *[a for a in TINY if "evaluate" not in a], f"runs={evaluated[0]}", "dpo.beta=2", "--dry-run")
+    plan = train(
+        "stage=dpo",
+        *[a for a in TINY if "evaluate" not in a],
+        f"runs={evaluated[0]}",
+        "dpo.beta=2",
+        "--dry-run",
+    )
     states = dict(line.split()[:2] for line in plan.stdout.splitlines())
     assert states == {"prepare": "finished", "labeller": "finished", "bc": "finished",
                       "preferences": "finished", "dpo": "to"}  # fmt: skip
@@ -101,7 +107,9 @@ def test_a_judge_that_labelled_is_refused(evaluated: Done) -> None:
 
 
 def test_a_pin_to_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    done = train("stage=dpo", *[a for a in TINY if "evaluate" not in a], f"parents.bc={tmp_path}", check=False)
+    done = train(
+        "stage=dpo", *[a for a in TINY if "evaluate" not in a], f"parents.bc={tmp_path}", check=False
+    )
     assert done.returncode == 1 and "no finished run" in done.stderr
 
 
@@ -110,7 +118,9 @@ def test_too_few_pairs_end_the_stage_in_words(evaluated: Done) -> None:
     arguments = [a for a in TINY if not a.startswith(("preferences", "evaluate", "dpo"))]
     done = train("stage=preferences", *arguments, f"runs={runs}", "preferences.min_pairs=100000", check=False)
     assert done.returncode == 1 and "too few to train on" in done.stderr
-    assert len(folders(runs, "preferences")) == 2  # the finished one, and the partial one, never a finished second
+    assert (
+        len(folders(runs, "preferences")) == 2
+    )  # the finished one, and the partial one, never a finished second
     assert sum((f / "provenance.json").exists() for f in folders(runs, "preferences")) == 1
 
 

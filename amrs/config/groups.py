@@ -24,10 +24,18 @@ class ModelConfig:
     """Dropout in training, of inputs and inside; in [0, 1). Reports are few: less overfits them."""
 
     def __post_init__(self) -> None:
-        check(self.width > 0 and self.heads > 0 and self.width % self.heads == 0,
-              "model.width", self.width, f"a positive multiple of model.heads={self.heads}")
-        check(self.positions != "rope" or self.width // self.heads % 2 == 0,
-              "model.width / model.heads", self.width // self.heads, "even for model.positions=rope")
+        check(
+            self.width > 0 and self.heads > 0 and self.width % self.heads == 0,
+            "model.width",
+            self.width,
+            f"a positive multiple of model.heads={self.heads}",
+        )
+        check(
+            self.positions != "rope" or self.width // self.heads % 2 == 0,
+            "model.width / model.heads",
+            self.width // self.heads,
+            "even for model.positions=rope",
+        )
         check(self.layers >= 1, "model.layers", self.layers, "1 or more")
         check(self.history >= 8, "model.history", self.history, "8 or more")
         check(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
@@ -55,8 +63,12 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         for key in ("devices", "num_nodes", "accumulate_grad_batches"):
             check(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "1 or more")
-        check(self.max_steps is None or self.max_steps >= 1,
-              "trainer.max_steps", self.max_steps, "1 or more, or null")
+        check(
+            self.max_steps is None or self.max_steps >= 1,
+            "trainer.max_steps",
+            self.max_steps,
+            "1 or more, or null",
+        )
 
 
 @dataclass
@@ -89,8 +101,12 @@ class UtilityConfig:
 
     def __post_init__(self) -> None:
         weights = vars(self.weights)
-        check(all(w >= 0 for w in weights.values()) and any(w > 0 for w in weights.values()),
-              "utility.weights", weights, "0 or more, at least one above 0")
+        check(
+            all(w >= 0 for w in weights.values()) and any(w > 0 for w in weights.values()),
+            "utility.weights",
+            weights,
+            "0 or more, at least one above 0",
+        )
         for mode, directions in self.modes.items():
             for signal, direction in directions.items():
                 key = f"utility.modes.{mode}.{signal}"

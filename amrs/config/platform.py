@@ -118,12 +118,30 @@ class PlatformConfig:
     over sessions, decaying by a tenth each, of their tracks' valence above the usual; .1 of it is free."""
 
     def __post_init__(self) -> None:
-        for key, least in (("users", 10), ("sessions_per_user", 2), ("tracks", 100), ("shard_users", 1),
-                           ("artists", 1), ("genres", 1), ("dimension", self.latent)):
+        for key, least in (
+            ("users", 10),
+            ("sessions_per_user", 2),
+            ("tracks", 100),
+            ("shard_users", 1),
+            ("artists", 1),
+            ("genres", 1),
+            ("dimension", self.latent),
+        ):
             check(getattr(self, key) >= least, f"data.platform.{key}", getattr(self, key), f"{least} or more")
         check(1 <= self.latent <= 8, "data.platform.latent", self.latent, "1 to 8")
-        for key in ("zipf", "affect_spread", "listener_spread", "baseline_sd", "contagion", "effect", "wear",
-                    "process_sd", "session_sd", "report_sd", "late_harm"):
+        for key in (
+            "zipf",
+            "affect_spread",
+            "listener_spread",
+            "baseline_sd",
+            "contagion",
+            "effect",
+            "wear",
+            "process_sd",
+            "session_sd",
+            "report_sd",
+            "late_harm",
+        ):
             check(getattr(self, key) >= 0, f"data.platform.{key}", getattr(self, key), "0 or more")
         for key in ("clinical", "unknowable", "feedback_noise"):
             check(0 <= getattr(self, key) <= 1, f"data.platform.{key}", getattr(self, key), "in [0, 1]")
@@ -134,8 +152,12 @@ class PlatformConfig:
         check(0 <= self.return_rate < 1, "data.platform.return_rate", self.return_rate, "in [0, 1)")
         check(self.carry_hours > 0, "data.platform.carry_hours", self.carry_hours, "above 0")
         check(3 <= self.planned_tracks <= 20, "data.platform.planned_tracks", self.planned_tracks, "3 to 20")
-        check(-1 <= self.drift_correlation <= 1, "data.platform.drift_correlation", self.drift_correlation,
-              "in [-1, 1]")
+        check(
+            -1 <= self.drift_correlation <= 1,
+            "data.platform.drift_correlation",
+            self.drift_correlation,
+            "in [-1, 1]",
+        )
 
     @property
     def sessions(self) -> int:

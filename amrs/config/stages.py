@@ -73,9 +73,15 @@ class NegativeConfig:
     """Last tracks of a session that count when its report moved the wrong way; 0 turns it off."""
 
     def __post_init__(self) -> None:
-        check(0 <= self.engagement_below <= 1, "preferences.negative.engagement_below",
-              self.engagement_below, "in [0, 1]")
-        check(self.session_report >= 0, "preferences.negative.session_report", self.session_report, "0 or more")
+        check(
+            0 <= self.engagement_below <= 1,
+            "preferences.negative.engagement_below",
+            self.engagement_below,
+            "in [0, 1]",
+        )
+        check(
+            self.session_report >= 0, "preferences.negative.session_report", self.session_report, "0 or more"
+        )
 
 
 @dataclass
@@ -93,7 +99,9 @@ class PreferencesConfig:
     def __post_init__(self) -> None:
         for key in ("neighbours", "explore"):
             check(getattr(self, key) >= 0, f"preferences.{key}", getattr(self, key), "0 or more")
-        check(self.neighbours + self.explore > 0, "preferences.neighbours + preferences.explore", 0, "above 0")
+        check(
+            self.neighbours + self.explore > 0, "preferences.neighbours + preferences.explore", 0, "above 0"
+        )
         check(self.min_pairs >= 1, "preferences.min_pairs", self.min_pairs, "1 or more")
 
 
@@ -142,7 +150,9 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         for key in ("splits", "sessions"):
             check(getattr(self, key) >= 1, f"evaluate.{key}", getattr(self, key), "1 or more")
-        check(self.horizon is None or self.horizon >= 1, "evaluate.horizon", self.horizon, "1 or more, or null")
+        check(
+            self.horizon is None or self.horizon >= 1, "evaluate.horizon", self.horizon, "1 or more, or null"
+        )
         check(self.bootstrap >= 100, "evaluate.bootstrap", self.bootstrap, "100 or more")
 
 

@@ -16,7 +16,10 @@ from amrs.schema import Metadata, write_log
 def metadata(config: PlatformConfig) -> Metadata:
     """What the platform's log says about itself."""
     return Metadata(
-        name="platform", modes=MODES, cohorts=COHORTS, context=(),
+        name="platform",
+        modes=MODES,
+        cohorts=COHORTS,
+        context=(),
         signals={"engagement": "bounded", "rating": "binary", "valence": "bounded", "arousal": "bounded"},
         repeats=False,
         embedding=f"synthetic, {config.dimension} standardised channels with clusters of genres and artists",
@@ -30,8 +33,13 @@ def importer(config: DataConfig, folder: Path) -> None:
     truth = folder / "truth"
     truth.mkdir(parents=True, exist_ok=True)
     save_world(truth, world, catalogue)
-    write_log(folder / "log", _shards(world, catalogue, truth), catalogue_table(catalogue), metadata(world),
-              "the platform's simulation")
+    write_log(
+        folder / "log",
+        _shards(world, catalogue, truth),
+        catalogue_table(catalogue),
+        metadata(world),
+        "the platform's simulation",
+    )
 
 
 def _shards(config: PlatformConfig, catalogue: Catalogue, truth: Path) -> Iterator[pa.Table]:

@@ -27,9 +27,7 @@ class PolicyModel(nn.Module):
 
     log_popularity_K: Tensor
 
-    def __init__(
-        self, config: ModelConfig, static_size: int, embedding_KE: Tensor, plays_K: Tensor
-    ) -> None:
+    def __init__(self, config: ModelConfig, static_size: int, embedding_KE: Tensor, plays_K: Tensor) -> None:
         super().__init__()
         self.encoder = HistoryEncoder(config, static_size, embedding_KE)
         log_plays = plays_K.float().log()

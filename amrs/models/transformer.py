@@ -63,7 +63,8 @@ class Block(nn.Module):
 
     def _finish(self, x_BLD: Tensor, attended_BHLd: Tensor) -> Tensor:
         x_BLD = x_BLD + self.dropout(self.out(attended_BHLd.transpose(1, 2).flatten(2)))
-        return x_BLD + self.dropout(self.mlp(self.norm_mlp(x_BLD)))
+        x_BLD = x_BLD + self.dropout(self.mlp(self.norm_mlp(x_BLD)))
+        return x_BLD
 
     def forward(self, x_BLD: Tensor, position_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The block's output and its keys and values, for a cache."""
@@ -103,7 +104,9 @@ class HistoryEncoder(nn.Module):
         size = embedding_KE.shape[1]
         inputs = 2 * static_size + (3 + len(TASTES)) * size + 2 * len(FEEDBACK) + 2 + RATIOS
         self.embed = nn.Sequential(
-            nn.Dropout(config.dropout), nn.Linear(inputs, 2 * config.width), nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(inputs, 2 * config.width),
+            nn.GELU(),
             nn.Linear(2 * config.width, config.width),
         )
         self.position = nn.Embedding(config.history, config.width) if config.positions == "learned" else None
@@ -142,7 +145,7 @@ class HistoryEncoder(nn.Module):
         return torch.cat([summary.ratio_BLR, static, missing_BLF.float()], -1)
 
     def tokens(self, track_BL: Tensor, feedback_BL4: Tensor, hidden_BL: Tensor, summary: Summary) -> Tensor:
-        """What is new in each token, (B, L, I); `track_BL` is -1 at session starts, feedback NaN where missing."""
+        """What is new in each token, (B, L, I): `track_BL` is -1 at starts, feedback NaN if missing."""
         play_BL1 = (track_BL >= 0)[..., None].float()
         track_BLE = self.embedding_KE[track_BL.clamp(min=0)] * play_BL1
         absent_BL4 = feedback_BL4.isnan()
@@ -199,6 +202,7 @@ class HistoryEncoder(nn.Module):
         if self.position is not None:
             x = x + self.position(cache.length_B)
         for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
+            assert isinstance(block, Block)
             x = block.append(x, keys, values, cache.length_B)
         cache.length_B = cache.length_B + 1
         return torch.cat([self.norm(x), summary.taste_BLTE[:, 0].flatten(-2), known[:, 0]], -1)

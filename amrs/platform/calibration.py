@@ -25,8 +25,9 @@ from amrs.platform.world import Platform
 SIGNALS = ("valence", "arousal")
 
 
-def nested_shares(platform: Platform, rows_B: Tensor, length: int = 10, lists: int = 16,
-                  draws: int = 4) -> dict[str, dict[str, float]]:
+def nested_shares(
+    platform: Platform, rows_B: Tensor, length: int = 10, lists: int = 16, draws: int = 4
+) -> dict[str, dict[str, float]]:
     """Shares of Var(y) per signal, summing to 1; `rows_B` should hold several sessions of each user."""
     means_M, tracks_M, chance_M = [], [], []
     for mode in range(len(MODES)):
@@ -43,15 +44,23 @@ def nested_shares(platform: Platform, rows_B: Tensor, length: int = 10, lists: i
     tracks_2 = (odds_BM1 * tracks_BM2).sum(1).mean(0)
     chance_2 = (odds_BM1 * torch.stack(chance_M, 1)).sum(1).mean(0)
     person_2, state_2 = _between(mean_B2, platform.user_S[rows_B])
-    part_2 = {"person": person_2, "state": state_2, "mode": mode_2, "tracks": tracks_2,
-              "remainder": chance_2 + platform.config.report_sd**2}
+    part_2 = {
+        "person": person_2,
+        "state": state_2,
+        "mode": mode_2,
+        "tracks": tracks_2,
+        "remainder": chance_2 + platform.config.report_sd**2,
+    }
     total_2 = torch.stack(list(part_2.values())).sum(0)
-    return {name: {part: float(value_2[i] / total_2[i]) for part, value_2 in part_2.items()}
-            for i, name in enumerate(SIGNALS)}
+    return {
+        name: {part: float(value_2[i] / total_2[i]) for part, value_2 in part_2.items()}
+        for i, name in enumerate(SIGNALS)
+    }
 
 
-def _outcomes(platform: Platform, rows_B: Tensor, mode: int, length: int, lists: int,
-              draws: int) -> tuple[Tensor, Tensor]:
+def _outcomes(
+    platform: Platform, rows_B: Tensor, mode: int, length: int, lists: int, draws: int
+) -> tuple[Tensor, Tensor]:
     """E[y | list] by `draws` runs of each list, (R, B, 2), and the variance by chance given a list (B, 2)."""
     expected, chance = [], []
     for number in range(lists):

@@ -70,15 +70,24 @@ def draw_catalogue(config: PlatformConfig) -> Catalogue:
     appeal_K = 0.4 * -_standardise(rank_K.float()) + 0.9 * normal(seed, ALWAYS, Draw.APPEAL, track_K)
     tag_K = _standardise(affect_K2[:, 1]) + TAG_NOISE * normal(seed, ALWAYS, Draw.ENERGY, track_K)
     energy_K = tag_K.argsort().argsort().float() / (config.tracks - 1)
-    style_DL = normal(seed, ALWAYS, Draw.STYLE, torch.arange(config.dimension)[:, None],
-                      torch.arange(config.latent))
+    style_DL = normal(
+        seed, ALWAYS, Draw.STYLE, torch.arange(config.dimension)[:, None], torch.arange(config.latent)
+    )
     allowed_KM = _allowed(config, energy_K)
     play_KM = (config.popularity_weight * log_popularity_K).exp()[:, None] * allowed_KM
     return Catalogue(
-        embedding_KD, genre_K, artist_K,
+        embedding_KD,
+        genre_K,
+        artist_K,
         (210 * (0.3 * normal(seed, ALWAYS, Draw.DURATION, track_K)).exp()).clamp(60, 900),
-        allowed_KM, affect_K2, after_K2, (play_KM * affect_K2[:, :1]).sum(0) / play_KM.sum(0),
-        _unit(_exact(embedding_KD, style_DL)), appeal_K, log_popularity_K, energy_K,
+        allowed_KM,
+        affect_K2,
+        after_K2,
+        (play_KM * affect_K2[:, :1]).sum(0) / play_KM.sum(0),
+        _unit(_exact(embedding_KD, style_DL)),
+        appeal_K,
+        log_popularity_K,
+        energy_K,
         _unit(_principal(embedding_KD)),
     )
 
@@ -161,15 +170,17 @@ def catalogue_table(catalogue: Catalogue) -> pa.Table:
     count, dimension = catalogue.embedding_KD.shape
     modes = [[MODES[m] for m in row.nonzero()[:, 0].tolist()] for row in catalogue.allowed_KM]
     flat = pa.array(catalogue.embedding_KD.flatten().numpy(), pa.float32())
-    return pa.table({
-        "track_id": [track_id(k) for k in range(count)],
-        "embedding": pa.FixedSizeListArray.from_arrays(flat, dimension),
-        "artist": [f"artist-{a:04d}" for a in catalogue.artist_K.tolist()],
-        "genre": [f"genre-{g:02d}" for g in catalogue.genre_K.tolist()],
-        "duration_s": pa.array(catalogue.duration_K.numpy(), pa.float32()),
-        "modes": pa.array(modes, pa.list_(pa.string())),
-        "title": [f"Piece {k}" for k in range(count)],
-    })
+    return pa.table(
+        {
+            "track_id": [track_id(k) for k in range(count)],
+            "embedding": pa.FixedSizeListArray.from_arrays(flat, dimension),
+            "artist": [f"artist-{a:04d}" for a in catalogue.artist_K.tolist()],
+            "genre": [f"genre-{g:02d}" for g in catalogue.genre_K.tolist()],
+            "duration_s": pa.array(catalogue.duration_K.numpy(), pa.float32()),
+            "modes": pa.array(modes, pa.list_(pa.string())),
+            "title": [f"Piece {k}" for k in range(count)],
+        }
+    )
 
 
 def track_id(track: int) -> str:

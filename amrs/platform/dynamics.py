@@ -13,6 +13,7 @@ from amrs.config.platform import PlatformConfig
 from amrs.platform.catalogue import Catalogue
 from amrs.platform.draws import ALWAYS, Draw, chance, event, normal, uniform
 from amrs.platform.listeners import Listeners
+from amrs.rollout import Feedback
 
 TARGET_AROUSAL = (0.75, 0.5, 0.3, 0.2)
 """Arousal that fits each mode (choice)."""
@@ -27,19 +28,17 @@ STRAIN_FREE = 0.1
 CIRCADIAN = 0.05
 """Amplitude of arousal over the day; highest at 14 h (choice)."""
 
-PURPOSES = (Draw.SKIP, Draw.FRACTION, Draw.PROCESS_VALENCE, Draw.PROCESS_AROUSAL, Draw.LIKE, Draw.RATED,
-            Draw.LEAVE)
+PURPOSES = (
+    Draw.SKIP,
+    Draw.FRACTION,
+    Draw.PROCESS_VALENCE,
+    Draw.PROCESS_AROUSAL,
+    Draw.LIKE,
+    Draw.RATED,
+    Draw.LEAVE,
+)
 Luck = dict[Draw, Tensor]
 """Uniform draws (B,) of one step."""
-
-
-class Feedback(NamedTuple):
-    """What a play shows, (B,) each: fraction played in [0, 1]; like 1, dislike 0, not given NaN; bool: the
-    listener leaves after it."""
-
-    engagement_B: Tensor
-    rating_B: Tensor
-    left_B: Tensor
 
 
 class State(NamedTuple):
@@ -59,8 +58,9 @@ class State(NamedTuple):
     """Hidden common cause of choice and affect; 0 unless confounded."""
 
 
-def liking(config: PlatformConfig, catalogue: Catalogue, state: State,
-           track_B: Tensor) -> tuple[Tensor, Tensor]:
+def liking(
+    config: PlatformConfig, catalogue: Catalogue, state: State, track_B: Tensor
+) -> tuple[Tensor, Tensor]:
     """Log-odds of liking a track (B,), and how like-sounding the past was (B,), 0 or more."""
     style_BL = catalogue.style_KL[track_B]
     worn_B = (state.trace_BL * style_BL).sum(-1).clamp(min=0)
@@ -75,8 +75,9 @@ def agreement(arousal_B: Tensor, mode_B: Tensor) -> Tensor:
     return 0.25 - (arousal_B - torch.tensor(TARGET_AROUSAL)[mode_B]).abs()
 
 
-def step(config: PlatformConfig, catalogue: Catalogue, state: State, track_B: Tensor,
-         t: int) -> tuple[State, Feedback, dict[str, Tensor]]:
+def step(
+    config: PlatformConfig, catalogue: Catalogue, state: State, track_B: Tensor, t: int
+) -> tuple[State, Feedback, dict[str, Tensor]]:
     """One track heard: the next state, what shows, and the expected signals (B,) without any noise.
 
     Draws are made for (key of the session, t, purpose).
@@ -105,8 +106,11 @@ def step(config: PlatformConfig, catalogue: Catalogue, state: State, track_B: Te
     rating_B, likes_B = _rating(config, state, like_B, luck)
     feedback = Feedback(heard_B, rating_B, _leaves(config, state, like_B, luck))
     valence_B, arousal_B = expected_report(config, state.affect_B2).unbind(-1)
-    return state, feedback, {"engagement": expected_B, "rating": likes_B, "valence": valence_B,
-                             "arousal": arousal_B}
+    return (
+        state,
+        feedback,
+        {"engagement": expected_B, "rating": likes_B, "valence": valence_B, "arousal": arousal_B},
+    )
 
 
 def pull(config: PlatformConfig, who: Listeners, like_B: Tensor, worn_B: Tensor, heard_B: Tensor) -> Tensor:
@@ -118,8 +122,11 @@ def pull(config: PlatformConfig, who: Listeners, like_B: Tensor, worn_B: Tensor,
 def _engagement(config: PlatformConfig, state: State, like_B: Tensor, luck: Luck) -> tuple[Tensor, Tensor]:
     """Fraction heard (B,) and its expectation. Clinical listeners cannot skip: near 1 whatever they feel."""
     skip_B = torch.sigmoid(
-        log_odds(config.skip_rate) + state.who.skip_U - 1.2 * (like_B - 0.5)
-        + 3.0 * (0.5 - state.affect_B2[:, 0]))
+        log_odds(config.skip_rate)
+        + state.who.skip_U
+        - 1.2 * (like_B - 0.5)
+        + 3.0 * (0.5 - state.affect_B2[:, 0])
+    )
     clinical_B = state.who.clinical_U
     skip_B = torch.where(clinical_B, 0.1, skip_B)
     skips_B = event(config.feedback_noise, luck[Draw.SKIP]) < skip_B
@@ -145,13 +152,23 @@ def _rating(config: PlatformConfig, state: State, like_B: Tensor, luck: Luck) ->
 def _leaves(config: PlatformConfig, state: State, like_B: Tensor, luck: Luck) -> Tensor:
     """Whether the listener ends the session after this track, bool (B,)."""
     hazard_B = torch.sigmoid(
-        log_odds(config.leave_rate) - 0.7 * (like_B - 0.5) + 3.0 * (0.5 - state.affect_B2[:, 0])
-        - 2.0 * state.who.clinical_U)
+        log_odds(config.leave_rate)
+        - 0.7 * (like_B - 0.5)
+        + 3.0 * (0.5 - state.affect_B2[:, 0])
+        - 2.0 * state.who.clinical_U
+    )
     return event(config.feedback_noise, luck[Draw.LEAVE]) < hazard_B
 
 
-def begin(config: PlatformConfig, who: Listeners, key_B: Tensor, hour_B: Tensor, before_B2: Tensor,
-          strain_B: Tensor, gap_hours_B: Tensor) -> Tensor:
+def begin(
+    config: PlatformConfig,
+    who: Listeners,
+    key_B: Tensor,
+    hour_B: Tensor,
+    before_B2: Tensor,
+    strain_B: Tensor,
+    gap_hours_B: Tensor,
+) -> Tensor:
     """Affect (B, 2) at a session's start: back toward the baseline of that hour and strain, with noise."""
     level_B2 = who.baseline_U2.clone()
     level_B2[:, 1] += CIRCADIAN * torch.cos(2 * math.pi * (hour_B - 14) / 24)
@@ -179,7 +196,7 @@ def expected_report(config: PlatformConfig, affect_B2: Tensor) -> Tensor:
     if config.report_sd == 0:
         return affect_B2
     low, high = -affect_B2 / config.report_sd, (1 - affect_B2) / config.report_sd
-    density = (torch.exp(-low**2 / 2) - torch.exp(-high**2 / 2)) / math.sqrt(2 * math.pi)
+    density = (torch.exp(-(low**2) / 2) - torch.exp(-(high**2) / 2)) / math.sqrt(2 * math.pi)
     above, below = torch.special.ndtr(high), torch.special.ndtr(low)
     mean_B2: Tensor = affect_B2 * (above - below) + config.report_sd * density + (1 - above)
     return mean_B2

@@ -60,12 +60,17 @@ def draw_listeners(config: PlatformConfig, seed: int | Tensor, number_U: Tensor)
     own_U2 = config.baseline_sd * spread * normal(key_U1, ALWAYS, Draw.BASELINE, torch.arange(2))
     zone_U = uniform(key_U, ALWAYS, Draw.HABITS, 5) * len(OFFSETS_MIN)
     return Listeners(
-        key_U, clinical_U,
+        key_U,
+        clinical_U,
         spread * normal(key_U1, ALWAYS, Draw.TASTE, torch.arange(config.latent)),
         (torch.tensor(BASELINE) + shift_U2 + own_U2).clamp(0.1, 0.9),
-        (0.25 * trait_U4[:, 0]).exp(), (0.3 * trait_U4[:, 1]).exp(), 0.8 * trait_U4[:, 2],
-        0.8 * trait_U4[:, 3], 0.7 * habit_UM,
-        spread * 1.5 * normal(key_U, ALWAYS, Draw.HABITS, 4), torch.tensor(OFFSETS_MIN)[zone_U.long()],
+        (0.25 * trait_U4[:, 0]).exp(),
+        (0.3 * trait_U4[:, 1]).exp(),
+        0.8 * trait_U4[:, 2],
+        0.8 * trait_U4[:, 3],
+        0.7 * habit_UM,
+        spread * 1.5 * normal(key_U, ALWAYS, Draw.HABITS, 4),
+        torch.tensor(OFFSETS_MIN)[zone_U.long()],
     )
 
 

@@ -28,24 +28,28 @@ def session_table(catalogue: Catalogue, shard: Shard, first_user: int, prefix: s
     user_ids = pa.array(users).take(pa.array(shard.user_S.numpy()))
     tracks = pa.array([track_id(k) for k in range(len(catalogue.genre_K))])
     counts_S = played_SN.sum(1)
-    return pa.table({
-        "session_id": [f"{users[u]}-{n:04d}" for u, n in zip(*_numbers(shard.user_S), strict=True)],
-        "user_id": user_ids,
-        "started_at": pa.array(started_S.numpy()).cast(TIME),
-        "ended_at": pa.array(ended_S.numpy()).cast(TIME),
-        "utc_offset_min": pa.array(who.offset_min_U.numpy(), pa.int16()),
-        "mode": pa.array(MODES).take(pa.array(starts.mode_S.numpy())),
-        "cohort": pa.array(COHORTS).take(pa.array((~who.clinical_U).long().numpy())),
-        **{f"{when}_{what}": _nullable(report_S2[:, column])
-           for when, report_S2 in (("pre", plays.pre_S2), ("post", plays.post_S2))
-           for column, what in enumerate(("valence", "arousal"))},
-        "ended": pa.array(["completed", "left"]).take(pa.array(plays.left_S.long().numpy())),
-        "track_id": _lists(tracks.take(pa.array(plays.track_SN[played_SN].numpy())), counts_S),
-        "engagement": _lists(_nullable(plays.engagement_SN[played_SN]), counts_S),
-        "rating": _lists(_nullable(plays.rating_SN[played_SN]).cast(pa.int8()), counts_S),
-        "propensity": _lists(_nullable(plays.propensity_SN[played_SN]), counts_S),
-        "arm": pa.array(["production"] * len(counts_S)),
-    })
+    return pa.table(
+        {
+            "session_id": [f"{users[u]}-{n:04d}" for u, n in zip(*_numbers(shard.user_S), strict=True)],
+            "user_id": user_ids,
+            "started_at": pa.array(started_S.numpy()).cast(TIME),
+            "ended_at": pa.array(ended_S.numpy()).cast(TIME),
+            "utc_offset_min": pa.array(who.offset_min_U.numpy(), pa.int16()),
+            "mode": pa.array(MODES).take(pa.array(starts.mode_S.numpy())),
+            "cohort": pa.array(COHORTS).take(pa.array((~who.clinical_U).long().numpy())),
+            **{
+                f"{when}_{what}": _nullable(report_S2[:, column])
+                for when, report_S2 in (("pre", plays.pre_S2), ("post", plays.post_S2))
+                for column, what in enumerate(("valence", "arousal"))
+            },
+            "ended": pa.array(["completed", "left"]).take(pa.array(plays.left_S.long().numpy())),
+            "track_id": _lists(tracks.take(pa.array(plays.track_SN[played_SN].numpy())), counts_S),
+            "engagement": _lists(_nullable(plays.engagement_SN[played_SN]), counts_S),
+            "rating": _lists(_nullable(plays.rating_SN[played_SN]).cast(pa.int8()), counts_S),
+            "propensity": _lists(_nullable(plays.propensity_SN[played_SN]), counts_S),
+            "arm": pa.array(["production"] * len(counts_S)),
+        }
+    )
 
 
 def _times(catalogue: Catalogue, shard: Shard, offset_S: Tensor) -> tuple[Tensor, Tensor]:

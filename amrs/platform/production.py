@@ -19,7 +19,7 @@ from torch import Tensor
 
 from amrs.config.platform import PlatformConfig
 from amrs.platform.catalogue import Catalogue
-from amrs.platform.dynamics import Feedback
+from amrs.rollout import Feedback
 
 TARGET_ENERGY = (0.75, 0.5, 0.3, 0.2)
 """Energy tag that the mode's rule prefers."""
@@ -48,8 +48,12 @@ class ProductionState(NamedTuple):
 class Production:
     """The production policy."""
 
-    def __init__(self, config: PlatformConfig, catalogue: Catalogue,
-                 restore: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]) -> None:
+    def __init__(
+        self,
+        config: PlatformConfig,
+        catalogue: Catalogue,
+        restore: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
+    ) -> None:
         """`restore` maps rows (B,) to mode (B,), profile (B, P) and hidden cause (B,) at the start."""
         self.config, self.restore = config, restore
         self.feature_KP, self.open_MK = catalogue.feature_KP, catalogue.allowed_KM.T.float()

@@ -22,8 +22,9 @@ def pre_given(config: PlatformConfig, state: State) -> Tensor:
     return torch.sigmoid(log_odds_B)
 
 
-def post_given(config: PlatformConfig, state: State, left_B: Tensor, pre_valence_B: Tensor,
-               engagement_B: Tensor) -> Tensor:
+def post_given(
+    config: PlatformConfig, state: State, left_B: Tensor, pre_valence_B: Tensor, engagement_B: Tensor
+) -> Tensor:
     """Probability (B,) of a report after the session.
 
     By default it depends on the true state; under `random_missing` on what the log shows instead: the

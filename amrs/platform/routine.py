@@ -75,8 +75,17 @@ def open_session(config: PlatformConfig, who: Listeners, number: int, past: Star
 def blank(who: Listeners, features: int) -> Start:
     """What comes before the first session of these listeners."""
     one_B, whole_B = torch.zeros(len(who.key_U)), torch.zeros_like(who.key_U)
-    return Start(whole_B, whole_B, whole_B, one_B, who.baseline_U2, torch.zeros_like(who.taste_UL), one_B,
-                 one_B, torch.zeros(len(one_B), features))
+    return Start(
+        whole_B,
+        whole_B,
+        whole_B,
+        one_B,
+        who.baseline_U2,
+        torch.zeros_like(who.taste_UL),
+        one_B,
+        one_B,
+        torch.zeros(len(one_B), features),
+    )
 
 
 def state_at(who: Listeners, start: Start, key_B: Tensor) -> State:

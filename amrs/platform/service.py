@@ -13,11 +13,12 @@ from torch import Tensor
 from amrs.config.platform import PlatformConfig
 from amrs.platform.catalogue import Catalogue
 from amrs.platform.draws import ALWAYS, Draw, event, uniform
-from amrs.platform.dynamics import Feedback, State, report, step
+from amrs.platform.dynamics import State, report, step
 from amrs.platform.listeners import Listeners, join, take
 from amrs.platform.production import Production, ProductionState, choose
 from amrs.platform.reports import post_given, pre_given
 from amrs.platform.routine import Start, blank, open_session, planned, state_at
+from amrs.rollout import Feedback
 
 LONGEST = 20
 """Most tracks in a session."""
@@ -69,8 +70,9 @@ def simulate(config: PlatformConfig, catalogue: Catalogue, listeners: Listeners,
     return Shard(listeners, user_S[order_S], take(join(starts), order_S), take(join(plays), order_S))
 
 
-def _session(config: PlatformConfig, catalogue: Catalogue, production: Production, who: Listeners,
-             start: Start) -> tuple[Plays, State, ProductionState]:
+def _session(
+    config: PlatformConfig, catalogue: Catalogue, production: Production, who: Listeners, start: Start
+) -> tuple[Plays, State, ProductionState]:
     """One session of everybody, to the end that each chooses; and how it leaves listener and production."""
     state = state_at(who, start, start.key_S)
     memory = production.begin(start.mode_S, start.profile_SP, start.hidden_S)
@@ -96,8 +98,9 @@ def _session(config: PlatformConfig, catalogue: Catalogue, production: Productio
     return played._replace(post_S2=post_B2, left_S=left_B), state, memory
 
 
-def _record(played: Plays, now_A: Tensor, t: int, track_A: Tensor, chance_A: Tensor,
-            feedback: Feedback) -> None:
+def _record(
+    played: Plays, now_A: Tensor, t: int, track_A: Tensor, chance_A: Tensor, feedback: Feedback
+) -> None:
     played.track_SN[now_A, t] = track_A
     played.propensity_SN[now_A, t] = chance_A
     played.engagement_SN[now_A, t] = feedback.engagement_B

@@ -34,8 +34,12 @@ def save_world(folder: Path, config: PlatformConfig, catalogue: Catalogue) -> No
 
 def save_shard(folder: Path, number: int, shard: Shard) -> None:
     """Write a shard's listeners and the starting states of their sessions."""
-    np.savez(folder / f"shard-{number:05d}.npz", user_S=shard.user_S.numpy(),
-             **_arrays("listeners.", shard.listeners), **_arrays("starts.", shard.starts))
+    np.savez(
+        folder / f"shard-{number:05d}.npz",
+        user_S=shard.user_S.numpy(),
+        **_arrays("listeners.", shard.listeners),
+        **_arrays("starts.", shard.starts),
+    )
 
 
 def load_truth(folder: Path) -> Platform:
@@ -48,16 +52,20 @@ def load_truth(folder: Path) -> Platform:
             about = json.loads(str(file["about"]))
             catalogue = _named(Catalogue, "", file)
         if about["version"] != VERSION:
-            raise TruthError(f"{folder} has version {about['version']}, this program reads {VERSION}: "
-                             "run stage=prepare again")
+            raise TruthError(
+                f"{folder} has version {about['version']}, this program reads {VERSION}: "
+                "run stage=prepare again"
+            )
         parts = []
         for path in sorted(folder.glob("shard-*.npz")):
             with np.load(path) as file:
                 user_S = torch.from_numpy(file["user_S"])
                 parts.append((_named(Listeners, "listeners.", file), user_S, _named(Start, "starts.", file)))
     except (OSError, KeyError) as error:
-        raise TruthError(f"{folder} holds no truth of a platform ({error}): only data=platform has one; "
-                         "run stage=prepare again if it is damaged") from error
+        raise TruthError(
+            f"{folder} holds no truth of a platform ({error}): only data=platform has one; "
+            "run stage=prepare again if it is damaged"
+        ) from error
     return assemble(PlatformConfig(**about["config"]), catalogue, parts)
 
 

@@ -14,12 +14,13 @@ from torch import Tensor
 from amrs.config.platform import PlatformConfig
 from amrs.platform.catalogue import Catalogue, draw_catalogue
 from amrs.platform.draws import ALWAYS, Draw, hash_keys
-from amrs.platform.dynamics import Feedback, State, begin, rested, step
+from amrs.platform.dynamics import State, begin, rested, step
 from amrs.platform.listeners import Listeners, draw_listeners, join, session_counts, take
 from amrs.platform.log import session_table
 from amrs.platform.production import Production
 from amrs.platform.routine import Start, state_at
 from amrs.platform.service import Shard, simulate
+from amrs.rollout import Feedback
 
 DAY_H = 24.0
 
@@ -125,8 +126,9 @@ def draw_platform(config: PlatformConfig) -> tuple[Platform, pa.Table]:
     return platform, pa.concat_tables([table for _, table in parts])
 
 
-def draw_shards(config: PlatformConfig, catalogue: Catalogue, population: int | Tensor, users: int,
-                prefix: str) -> Iterator[tuple[Shard, pa.Table]]:
+def draw_shards(
+    config: PlatformConfig, catalogue: Catalogue, population: int | Tensor, users: int, prefix: str
+) -> Iterator[tuple[Shard, pa.Table]]:
     """The log of a population in shards of `shard_users` listeners: hidden side and rows."""
     count_U = session_counts(config, population, users)
     for first in range(0, users, config.shard_users):
@@ -135,10 +137,16 @@ def draw_shards(config: PlatformConfig, catalogue: Catalogue, population: int | 
         yield shard, session_table(catalogue, shard, first, prefix)
 
 
-def assemble(config: PlatformConfig, catalogue: Catalogue,
-             parts: list[tuple[Listeners, Tensor, Start]]) -> Platform:
+def assemble(
+    config: PlatformConfig, catalogue: Catalogue, parts: list[tuple[Listeners, Tensor, Start]]
+) -> Platform:
     """One world from its shards, in order: listeners, sessions' rows in them, and sessions' starts."""
     users = torch.tensor([0, *(len(listeners.key_U) for listeners, _, _ in parts)]).cumsum(0)
     user_S = torch.cat([user_S + first for (_, user_S, _), first in zip(parts, users[:-1], strict=True)])
-    return Platform(config, catalogue, join([listeners for listeners, _, _ in parts]), user_S,
-                    join([starts for _, _, starts in parts]))
+    return Platform(
+        config,
+        catalogue,
+        join([listeners for listeners, _, _ in parts]),
+        user_S,
+        join([starts for _, _, starts in parts]),
+    )

@@ -60,7 +60,9 @@ class DirectPreference(lightning.LightningModule):
     Dropout is off: the reference's log-probabilities were taken without it, too.
     """
 
-    def __init__(self, model: PolicyModel, rules: Rules, data: SessionDataModule, kl: KlCheck, config: Config) -> None:
+    def __init__(
+        self, model: PolicyModel, rules: Rules, data: SessionDataModule, kl: KlCheck, config: Config
+    ) -> None:
         super().__init__()
         self.save_hyperparameters({"model": asdict(config.model), "dpo": asdict(config.dpo)})
         self.model, self.rules, self.data, self.kl, self.config = model, rules, data, kl, config

@@ -9,10 +9,11 @@ from amrs.config import dump
 from amrs.data import SessionDataModule
 from amrs.fidelity import fidelity_rows
 from amrs.listeners import ImaginedListeners
+from amrs.models.world_model import WorldModel
 from amrs.outcomes import Sessions, choose_sessions, diversity_rows, gain_rows, roll_out
 from amrs.platform import load_truth
 from amrs.policies import FixedPolicy, GreedyPolicy, NeuralPolicy
-from amrs.report import Report, Row, finite_rows, terminal_table
+from amrs.report import Report, finite_rows, terminal_table
 from amrs.rollout import Environment, Policy
 from amrs.runs import Run, RunError, environment, read_json
 from amrs.splits import TEST, TRAIN, VALIDATION
@@ -26,7 +27,10 @@ def run(run: Run, folder: Path) -> None:
     config, section = run.config, run.config.evaluate
     data = open_data(run)
     _refuse_partial_judge(run)
-    models = {role: world_model.load(run.parents[role].folder, data) for role in ("world_model", "labeller", "judge")}
+    models = {
+        role: world_model.load(run.parents[role].folder, data)
+        for role in ("world_model", "labeller", "judge")
+    }
     sessions = choose_sessions(data, section.sessions, section.horizon, config.seed)
     policies = _policies(run, data, models["labeller"], sessions)
     worlds: dict[str, Environment] = {
@@ -58,12 +62,14 @@ def _refuse_partial_judge(run: Run) -> None:
     users = read_json(judge.folder / "provenance.json")["settings"]["world_model"]["users"]
     if users != "judge":
         raise RunError(
-            f"{judge.folder} was trained with world_model.users={users}, so it saw listeners of the labeller; "
+            f"{judge.folder} was trained with world_model.users={users}, so it saw the labeller's listeners; "
             "parents.judge needs world_model.users=judge"
         )
 
 
-def _policies(run: Run, data: SessionDataModule, labeller: world_model.WorldModel, sessions: Sessions) -> dict[str, Policy]:
+def _policies(
+    run: Run, data: SessionDataModule, labeller: WorldModel, sessions: Sessions
+) -> dict[str, Policy]:
     """Random, Popularity, Copycat, Greedy and DPO."""
     spread = read_json(run.parents["preferences"].folder / "summary.json")["effect_spread"]
     utility = Utility(run.config.utility, data.log.metadata.modes, spread)

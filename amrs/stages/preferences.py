@@ -9,6 +9,7 @@ from torch import Tensor
 from amrs.data import SessionDataModule
 from amrs.histories import played_before
 from amrs.models.policy import PolicyModel
+from amrs.models.world_model import WorldModel
 from amrs.noise import uniform
 from amrs.pairs import SAMPLERS, Pairs, effect_spread
 from amrs.rollout import choose
@@ -59,7 +60,7 @@ def run(run: Run, folder: Path) -> None:
 
 
 def measure_spread(
-    model: world_model.WorldModel, copycat: PolicyModel, data: SessionDataModule, rules: Rules,
+    model: WorldModel, copycat: PolicyModel, data: SessionDataModule, rules: Rules,
     rows: Tensor, seed: int,
 ) -> dict[str, float]:  # fmt: skip
     """Spread of each signal's predicted effect under Copycat, on sessions' starts of training users."""
@@ -101,7 +102,9 @@ def _store(folder: Path, pairs: Pairs, reference_B2: Tensor, data: SessionDataMo
     Dataset.from_dict(columns).save_to_disk(str(folder / "pairs"))
 
 
-def _summary(pairs: Pairs, part_B: Tensor, data: SessionDataModule, spread: dict[str, float]) -> dict[str, object]:
+def _summary(
+    pairs: Pairs, part_B: Tensor, data: SessionDataModule, spread: dict[str, float]
+) -> dict[str, object]:
     flat = data.flat
     users = data.users(TRAIN)
     rows = torch.cat([data.rows(TRAIN), data.rows(VALIDATION)])

@@ -16,11 +16,7 @@ def run(run: Run, folder: Path) -> None:
 
 
 def open_data(
-    run: Run,
-    users: str = "all",
-    batch_size: int = 32,
-    hide_feedback: float = 0.0,
-    history: int | None = None,
+    run: Run, users: str = "all", batch_size: int = 32, hide_feedback: float = 0.0, history: int | None = None
 ) -> SessionDataModule:
     """The DataModule over the log that `run` stands on."""
     config = run.config

@@ -24,11 +24,15 @@ _WEIGHT = {"start_valence": 0.5, "start_arousal": 0.5, "end_valence": 0.5, "end_
 class WorldModelTraining(lightning.LightningModule):
     """Sum over signals of their mean negative log-likelihood, summed over members."""
 
+    weight_Z: Tensor
+
     def __init__(self, model: WorldModel, config: Config) -> None:
         super().__init__()
         self.save_hyperparameters({"model": asdict(config.model), "world_model": asdict(config.world_model)})
         self.model, self.config = model, config
-        self.register_buffer("weight_Z", torch.tensor([_WEIGHT.get(z, 1.0) for z in LABELS]), persistent=False)
+        self.register_buffer(
+            "weight_Z", torch.tensor([_WEIGHT.get(z, 1.0) for z in LABELS]), persistent=False
+        )
         self.validation = RatioOfSums(LABELS)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
