@@ -134,7 +134,7 @@ def test_world_model_overfits_ten_sessions(tmp_path: Path) -> None:
     window_W3 = data.windows(TRAIN)
     batch = data.gather(window_W3[:5])
     assert int((batch.step_BL == 0)[batch.valid_BL].sum()) == 10
-    model = trained(data, window_W3[:5], 800)
+    model = trained(data, window_W3[:5], 1500)
     asked_BL = batch.counts_BL & (batch.next_track_BL >= 0)
     with torch.inference_mode():
         answers = model.predict(batch, asked_BL, "track")
@@ -199,9 +199,9 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Tuned:
         "trainer.accelerator=cpu", "data.split.test=0.2", "data.platform.users=200",
         "data.platform.tracks=200", "data.platform.artists=40", "data.platform.dimension=16",
         "data.platform.effect=3", f"data.platform.planned_tracks={HORIZON}", "world_model.members=1",
-        "world_model.max_steps=300", "world_model.validate_every=150", "bc.max_steps=200", "bc.validate_every=100",
-        "dpo.kl_budget=1", "dpo.beta=0.2", "dpo.tau=0.5", "dpo.learning_rate=1e-3", "dpo.max_steps=200",
-        "dpo.patience=20", "dpo.kl_every=50", "dpo.kl_sessions=16",
+        "world_model.max_steps=300", "world_model.validate_every=150", "bc.max_steps=200",
+        "bc.validate_every=100", "dpo.kl_budget=1", "dpo.beta=0.2", "dpo.tau=0.5", "dpo.max_steps=200",
+        "dpo.learning_rate=1e-3", "dpo.patience=20", "dpo.kl_every=50", "dpo.kl_sessions=16",
     ])  # fmt: skip
     folder = execute(plan(config), STAGES, print)
     parents = plan(config)[-1].parents
