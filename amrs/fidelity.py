@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from amrs import baselines, metrics
-from amrs.data import SessionDataModule
+from amrs.data import SessionDataModule, windows
 from amrs.models.world_model import WorldModel
 from amrs.report import Row
 from amrs.splits import TEST
-from amrs.targets import Target, targets, training_mean
+from amrs.targets import AFFECT, Target, targets, training_mean
 
 Known = Literal["forecast", "tracks", "nowcast"]
 GRID_G = np.linspace(0, 1, 101)
@@ -44,18 +44,44 @@ def predict(
     model.eval()
     kind = model.ensemble[0].kinds[signal]
     grid_G = torch.from_numpy(GRID_G).float()
-    means, cdfs = [], []
     row_N, step_N = torch.from_numpy(label.row), torch.from_numpy(label.step)
-    affect = signal in ("valence", "arousal")
+    mean_N, cdf_NG = torch.zeros(len(row_N)), torch.zeros(len(row_N), len(grid_G))
+    asked = (
+        _sessions(model, data, row_N, step_N, known)
+        if signal in AFFECT
+        else _plays(model, data, row_N, step_N)
+    )
+    for index, answers in asked:
+        mean_N[index] = model.mean(signal, answers[signal])
+        cdf_NG[index] = torch.stack([kind.cdf(p, grid_G) for p in answers[signal]]).mean(0)
+    return Predicted(mean_N.double().numpy(), cdf_NG.double().numpy())
+
+
+def _sessions(
+    model: WorldModel, data: SessionDataModule, row_N: Tensor, step_N: Tensor, known: Known
+) -> Iterator[tuple[Tensor, dict[str, list[Tensor]]]]:
+    """Label indices and answers, one history per label."""
     for index in torch.arange(len(row_N)).split(_BATCH):
-        params = _ask(model, data, row_N[index], step_N[index], known if affect else None)[signal]
-        means.append(model.mean(signal, params))
-        cdfs.append(torch.stack([kind.cdf(p, grid_G) for p in params]).mean(0))
-    return Predicted(torch.cat(means).double().numpy(), torch.cat(cdfs).double().numpy())
+        yield index, _ask(model, data, row_N[index], step_N[index], known)
+
+
+def _plays(
+    model: WorldModel, data: SessionDataModule, row_N: Tensor, step_N: Tensor
+) -> Iterator[tuple[Tensor, dict[str, list[Tensor]]]]:
+    """Label indices and answers: every play is asked for once, in windows over whole histories."""
+    flat = data.flat
+    label_T = torch.full((len(flat.track_N),), -1)
+    label_T[flat.first_S[row_N] + step_N] = torch.arange(len(row_N))
+    for part in windows(flat, flat.user_S[row_N].unique(), data.history).split(_BATCH // 4):
+        batch = data.gather(part)
+        token_BL = (part[:, :1] + torch.arange(batch.valid_BL.shape[1])).where(batch.counts_BL, 0)
+        at_BL = batch.counts_BL & (label_T[token_BL] >= 0)
+        if at_BL.any():
+            yield label_T[token_BL[at_BL]], model.predict(batch, at_BL, "track")
 
 
 def _ask(
-    model: WorldModel, data: SessionDataModule, row_B: Tensor, step_B: Tensor, known: Known | None
+    model: WorldModel, data: SessionDataModule, row_B: Tensor, step_B: Tensor, known: Known
 ) -> dict[str, list[Tensor]]:
     if known == "forecast":
         batch, moment = data.prefix(row_B), "start"

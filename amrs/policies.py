@@ -93,7 +93,7 @@ def catalogue_utility(model: WorldModel, utility: Utility, h_MBD: list[Tensor], 
     for member, h_BD in zip(model.ensemble, h_MBD, strict=True):
         candidates = member.candidates()
         chunks = [
-            utility(member.kinds, member.score(h, candidates), mode)
+            utility(member.kinds, member.score(h, candidates, list(utility.weights)), mode)
             for h, mode in zip(h_BD.split(_CHUNK), mode_B.split(_CHUNK), strict=True)
         ]
         total_BK = torch.cat(chunks) if total_BK is None else total_BK + torch.cat(chunks)

@@ -85,7 +85,7 @@ class Run:
 
 def plan(config: Config) -> list[Run]:
     """The run that `config` asks for, last, after all that it stands on."""
-    made: dict[str, Run] = {}
+    made: dict[tuple[str, str], Run] = {}
     _plan(config, _role(config), made)
     return list(made.values())
 
@@ -98,21 +98,34 @@ def _role(config: Config) -> str:
     )
 
 
-def _plan(config: Config, role: str, made: dict[str, Run]) -> Run:
-    if role in made:
-        return made[role]
+def _plan(config: Config, role: str, made: dict[tuple[str, str], Run]) -> Run:
     stage = "world_model" if role in ("labeller", "judge") else role
     pin = getattr(config.parents, role, None)
     if pin is not None and role != _role(config):
-        made[role] = _pinned(stage, role, config, Path(pin))
-        return made[role]
+        return made.setdefault((role, pin), _pinned(stage, role, config, Path(pin)))
     if stage == "world_model":
         users: Any = "all" if role == "world_model" else role
         config = replace(config, world_model=replace(config.world_model, users=users))
-    parents = {name: _plan(config, name, made) for name in ROLES[stage]}
+    if stage == "evaluate" and config.evaluate.splits > 1:
+        splits = [_split_config(config, k) for k in range(config.evaluate.splits)]
+        parents = {f"split_{k}": _plan(split, role, made) for k, split in enumerate(splits)}
+    else:
+        parents = {name: _plan(config, name, made) for name in ROLES[stage]}
     fingerprint = _fingerprint(stage, config, parents)
-    made[role] = Run(stage, role, config, parents, fingerprint, Path(config.runs) / stage / fingerprint)
-    return made[role]
+    run = Run(stage, role, config, parents, fingerprint, Path(config.runs) / stage / fingerprint)
+    return made.setdefault((role, fingerprint), run)
+
+
+def _split_config(config: Config, k: int) -> Config:
+    """The k-th Monte Carlo split; on the platform each draws a world of its own, too."""
+    data = config.data
+    split = replace(data.split, seed=data.split.seed + k)
+    platform = replace(data.platform, seed=data.platform.seed + k)
+    return replace(
+        config,
+        data=replace(data, split=split, platform=platform),
+        evaluate=replace(config.evaluate, splits=1),
+    )
 
 
 def _pinned(stage: str, role: str, config: Config, folder: Path) -> Run:

@@ -32,7 +32,7 @@ _LIGHTNING_NOISE = (
     ".*exists and is not empty.*",
     ".*You're resuming from a checkpoint that ended.*",
     ".*isinstance.*treespec.*",
-    ".*modules? in eval mode at the start of training.*",
+    r".*module\(s\) in eval mode at the start.*",
 )
 
 

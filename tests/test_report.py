@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from amrs.report import Report, ReportError, Row, finite_rows, load, terminal_table
+from amrs.report import Report, ReportError, Row, finite_rows, load, over_splits, terminal_table
 from amrs.report.words import gain_findings, gain_sentence, model_findings, number
 
 FIT = {"world_model": 0.42, "track_blind": 0.36, "persistence_pre": 0.12, "persistence_last": -0.05,
@@ -344,3 +344,17 @@ def test_the_page_fits_its_screen_in_a_browser(page, tmp_path):
     measured = json.loads(re.search(r"<p id=\"found\">(.*?)</p>", found)[1])
     fine = {"faults": "", "beyond": 0, "copy": 8}
     assert sorted(measured, key=lambda m: m["width"]) == [{"width": 390, **fine}, {"width": 1280, **fine}]
+
+
+def test_means_over_splits_use_the_corrected_standard_error() -> None:
+    def report(value: float) -> Report:
+        return Report(
+            [Row("fidelity", "ridge", "valence", "r2", "mean", "all", value, None, None, 10, "fraction")], {}
+        )
+
+    rows = over_splits([report(value) for value in (0.1, 0.2, 0.3)], 1 / 8)
+    assert [(row.split, row.value) for row in rows[:3]] == [(0, 0.1), (1, 0.2), (2, 0.3)]
+    mean = rows[3]
+    # sd .1, times sqrt(1/3 + 1/8), times t(2) = 4.302653
+    assert (mean.split, mean.n, mean.value) == ("mean", 30, pytest.approx(0.2))
+    assert mean.high == pytest.approx(0.2 + 4.302653 * 0.1 * (1 / 3 + 1 / 8) ** 0.5, abs=1e-6)

@@ -128,3 +128,14 @@ def test_too_few_pairs_end_the_stage_in_words(evaluated: Done) -> None:
 def test_metrics_are_in_csv(evaluated: Done, stage: str) -> None:
     table = pd.read_csv(folders(evaluated[0], stage)[0] / "metrics.csv")
     assert table["train/loss"].notna().any() and table["val/loss"].notna().any()
+
+
+def test_several_splits_are_reported_each_and_in_the_mean(evaluated: Done) -> None:
+    runs = evaluated[0]
+    done = train("stage=evaluate", *TINY, f"runs={runs}", "evaluate.splits=2", "trainer.max_steps=5")
+    report = json.loads((Path(done.stdout.splitlines()[-1]) / "report.json").read_text())
+    rows = pd.DataFrame(report["rows"])
+    r2 = rows[(rows["subject"] == "ridge") & (rows["signal"] == "valence") & (rows["metric"] == "r2")]
+    value = r2[r2["group"] == "all"].set_index("split")["value"]
+    assert set(value.index) == {0, 1, "mean"} and value[0] != value[1]
+    assert value["mean"] == pytest.approx((value[0] + value[1]) / 2)

@@ -7,7 +7,7 @@ import torch
 from tiny_logs import opened, random_log, shape
 
 from amrs.data import Batch, SessionDataModule
-from amrs.models.summaries import running_sums, summarise
+from amrs.models.summaries import DECAY, running_sums, summarise
 from amrs.models.transformer import Block, HistoryEncoder
 from amrs.splits import TRAIN
 
@@ -109,7 +109,9 @@ def test_missing_feedback_and_features_are_told_from_a_middling_value(data: Sess
 def test_running_summaries_equal_a_loop(data: SessionDataModule) -> None:
     """Means, covariances and this session's means, from the plays up to each token."""
     model, batch = encoder(data, "none"), data.gather(data.windows(TRAIN))
-    sums = running_sums(model.summands(batch.track_BL, batch.feedback_BL4), batch.step_BL)
+    sums = running_sums(
+        model.summands(batch.track_BL, batch.feedback_BL4), batch.step_BL, model.embedding_KE.shape[1]
+    )
     summary = summarise(*sums, model.embedding_KE.shape[1])
     for n in range(int(batch.valid_BL[0].sum())):
         plays = [k for k in range(n + 1) if batch.track_BL[0, k] >= 0]
@@ -124,8 +126,14 @@ def test_running_summaries_equal_a_loop(data: SessionDataModule) -> None:
             tastes.append(((value[known] - mean)[:, None] * tracks[known]).sum(0) / (len(known) + 3))
         value = 2 * batch.feedback_BL4[0, :, 0] - 1
         known = [k for k in own if not value[k].isnan()]
-        ratios += [math.log1p(len(own)), float(value[known].sum()) / (len(known) + 1)]
-        tastes.append(tracks[own].sum(0) / (len(own) + 1))
+        weight = {k: DECAY ** (len(own) - i) for i, k in enumerate(own)}
+        heard = sum(weight[k] for k in known)
+        ratios += [
+            math.log1p(sum(weight.values())),
+            sum(weight[k] * float(value[k]) for k in known) / (heard + 1),
+        ]
+        total = sum((weight[k] * tracks[k] for k in own), torch.zeros(tracks.shape[1]))
+        tastes.append(total / (sum(weight.values()) + 1))
         assert summary.ratio_BLR[0, n].tolist() == pytest.approx(ratios, abs=1e-5)
         torch.testing.assert_close(summary.taste_BLTE[0, n], torch.stack(tastes), **CLOSE)
 

@@ -43,7 +43,7 @@ class BcConfig:
     """Windows per optimiser step, over all ranks and accumulation steps."""
     max_steps: int = 600
     """Optimiser steps."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     """Peak of the one-cycle schedule."""
     weight_decay: float = 0.05
     """AdamW's decoupled weight decay."""

@@ -3,20 +3,24 @@
 Means of feedback, and where in the embedding space the listener's plays, engagement and ratings lie.
 A transformer can learn them, but not from a few thousand reports. They are sums over plays, so they are
 causal by construction and grow by one addition a play.
-Shape suffixes: B batch, L tokens, E embedding, Z summed quantities, T tastes, R ratios.
+Shape suffixes: B batch, L tokens, E embedding, Z summed quantities, Y those of
+a session, T tastes, R ratios.
 """
 
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 TASTES = ("played", "engaged", "rated", "session")
-"""Directions of the embedding space: mean track, covariance of engagement and of rating with tracks, mean
-track of this session."""
+"""Directions of the embedding space: mean track, covariance of engagement and of rating with tracks, and the
+mean track of this session, later tracks weighing more."""
 SESSION = TASTES.index("session")
 RATIOS, SESSION_PLAYS = 7, 5
-"""Ratios in a summary, and which of them is log(1 + plays of this session)."""
+"""Ratios in a summary, and which of them is log(1 + weighted plays of this session)."""
+DECAY = 0.9
+"""Weight of a track in its session's sums per track played since: affect has inertia, and forgets."""
 _PRIOR = 3.0
 """Plays that pull a mean to the middle of the scale (or a covariance to zero)."""
 
@@ -43,29 +47,43 @@ def summands(track_BLE: Tensor, play_BL1: Tensor, feedback_BL4: Tensor) -> Tenso
     return torch.cat(parts, -1)
 
 
-def running_sums(summand_BLZ: Tensor, step_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums up to and including each token, over the window and over its own session, (B, L, Z) each.
+def running_sums(summand_BLZ: Tensor, step_BL: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Sums up to and including each token: over the window (B, L, Z), and over its own session with
+    weights that decay (B, L, Y), of the first quantities only.
 
-    `step_BL` is the number of plays of the session up to and including the token.
+    `step_BL` is the number of plays of the session up to and including the token. The decaying sum doubles
+    its reach in each pass (Hillis & Steele 1986), so it needs no division by small weights.
     """
-    total_BLZ = summand_BLZ.cumsum(1)
-    before_BLZ = total_BLZ - summand_BLZ
-    index_L = torch.arange(step_BL.shape[1], device=step_BL.device)
-    start_BL1 = (index_L - step_BL).clamp(min=0)[..., None]
-    session_BLZ = total_BLZ - before_BLZ.gather(1, start_BL1.expand_as(before_BLZ))
-    return total_BLZ, session_BLZ
+    session_BLY = summand_BLZ[..., : _session_size(size)]
+    reach = 1
+    while reach < step_BL.shape[1]:
+        earlier = F.pad(session_BLY, (0, 0, reach, 0))[:, :-reach]
+        inside_BL1 = (step_BL >= reach)[..., None]
+        session_BLY = session_BLY + DECAY**reach * earlier * inside_BL1
+        reach *= 2
+    return summand_BLZ.cumsum(1), session_BLY
 
 
-def summarise(total_BLZ: Tensor, session_BLZ: Tensor, size: int) -> Summary:
+def grown_sums(total_BZ: Tensor, session_BY: Tensor, summand_BZ: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Both sums after one more play of the same session."""
+    return total_BZ + summand_BZ, DECAY * session_BY + summand_BZ[..., : _session_size(size)]
+
+
+def _session_size(size: int) -> int:
+    """Plays, tracks, and known and summed engagement."""
+    return size + 3
+
+
+def summarise(total_BLZ: Tensor, session_BLY: Tensor, size: int) -> Summary:
     """Means and covariances from sums; `size` is E."""
-    split = [1, size] + [1, 1, size, size] * 2
-    plays, tracks, *rest = total_BLZ.split(split, -1)
+    plays, tracks, *rest = total_BLZ.split([1, size] + [1, 1, size, size] * 2, -1)
     ratios, tastes = [torch.log1p(plays)], [tracks / (plays + _PRIOR)]
     for known, value, known_tracks, value_tracks in (rest[:4], rest[4:]):
         mean = value / (known + _PRIOR)
         ratios += [mean, torch.log1p(known)]
         tastes.append((value_tracks - mean * known_tracks) / (known + _PRIOR))
-    session_plays, session_tracks, session_known, session_value, *_ = session_BLZ.split(split, -1)
-    ratios += [torch.log1p(session_plays), session_value / (session_known + 1)]
+    # The next track will weigh 1, those played so far as much as their decayed sum after one more step.
+    session_plays, session_tracks, known, value = (DECAY * session_BLY).split([1, size, 1, 1], -1)
+    ratios += [torch.log1p(session_plays), value / (known + 1)]
     tastes.append(session_tracks / (session_plays + 1))
     return Summary(torch.cat(ratios, -1), torch.stack(tastes, -2))

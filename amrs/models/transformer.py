@@ -2,7 +2,7 @@
 
 Sequences are right-padded: under a causal mask nothing valid ever attends to padding.
 Shape suffixes: B batch, L tokens, D width, H heads, E embedding, F session features, C cache slots,
-Z summed quantities.
+Z summed quantities, Y those of a session.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from amrs.config.groups import ModelConfig
 from amrs.data import Batch
 from amrs.histories import FEEDBACK
-from amrs.models.summaries import RATIOS, TASTES, Summary, running_sums, summands, summarise
+from amrs.models.summaries import RATIOS, TASTES, Summary, grown_sums, running_sums, summands, summarise
 
 _FARTHEST = 10.0
 """Standard deviations at which a session feature is cut: no outlier may drive a prediction."""
@@ -30,7 +30,7 @@ class Cache:
     length_B: Tensor
     total_BZ: Tensor
     """Running sums of all plays read, and of this session's."""
-    session_BZ: Tensor
+    session_BY: Tensor
 
 
 def _rotate(x_BHLd: Tensor, position_BL: Tensor) -> Tensor:
@@ -156,8 +156,9 @@ class HistoryEncoder(nn.Module):
         return torch.cat(parts, -1)
 
     def _read(self, batch: Batch) -> tuple[Tensor, list[Tensor], list[Tensor], tuple[Tensor, Tensor]]:
-        sums = running_sums(self.summands(batch.track_BL, batch.feedback_BL4), batch.step_BL)
-        summary = summarise(*sums, self.embedding_KE.shape[1])
+        size = self.embedding_KE.shape[1]
+        sums = running_sums(self.summands(batch.track_BL, batch.feedback_BL4), batch.step_BL, size)
+        summary = summarise(*sums, size)
         known = self.known(batch.static_BLF, summary)
         token = self.tokens(batch.track_BL, batch.feedback_BL4, batch.hidden_BL, summary)
         x = self.embed(torch.cat([known, token], -1))
@@ -185,16 +186,17 @@ class HistoryEncoder(nn.Module):
         length_B = batch.valid_BL.sum(1)
         row_B = torch.arange(len(h_BLD), device=h_BLD.device)
         grown = [F.pad(x, (0, 0, 0, room)) for x in keys], [F.pad(x, (0, 0, 0, room)) for x in values]
-        total_BZ, session_BZ = (x[row_B, length_B - 1] for x in sums)
-        return h_BLD[row_B, length_B - 1], Cache(*grown, length_B, total_BZ, session_BZ)
+        total_BZ, session_BY = (x[row_B, length_B - 1] for x in sums)
+        return h_BLD[row_B, length_B - 1], Cache(*grown, length_B, total_BZ, session_BY)
 
     def append(self, static_BF: Tensor, track_B: Tensor, feedback_B4: Tensor, cache: Cache) -> Tensor:
         """Vector of one more play of the same session each; the cache grows in place."""
         track_B1, feedback_B14 = track_B[:, None], feedback_B4[:, None]
         summand_BZ = self.summands(track_B1, feedback_B14)[:, 0]
-        cache.total_BZ, cache.session_BZ = cache.total_BZ + summand_BZ, cache.session_BZ + summand_BZ
         size = self.embedding_KE.shape[1]
-        summary = summarise(cache.total_BZ[:, None], cache.session_BZ[:, None], size)
+        sums = grown_sums(cache.total_BZ, cache.session_BY, summand_BZ, size)
+        cache.total_BZ, cache.session_BY = sums
+        summary = summarise(cache.total_BZ[:, None], cache.session_BY[:, None], size)
         shown_B1 = torch.zeros_like(track_B1, dtype=torch.bool)
         known = self.known(static_BF[:, None], summary)
         token = self.tokens(track_B1, feedback_B14, shown_B1, summary)

@@ -11,6 +11,7 @@ X signals.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -66,7 +67,7 @@ class WorldModelMember(nn.Module):
             for name, kind in {**signals, **EXTRA}.items()
         }
         self.encoder = HistoryEncoder(config, static_size, embedding_KE)
-        width, hidden = config.width, 2 * config.width
+        width, hidden = config.width, config.width
         self.track = nn.Sequential(nn.Linear(embedding_KE.shape[1], width), nn.GELU())
         self.track_joined, self.track_affinity = nn.Linear(width, hidden), nn.Linear(width, width)
         self.history_joined, self.history_affinity = nn.Linear(width, hidden), nn.Linear(width, width)
@@ -98,13 +99,21 @@ class WorldModelMember(nn.Module):
         own, tastes, known = h_ND.split(self.encoder.sizes, -1)
         return own, tastes.unflatten(-1, (len(TASTES), -1)), known
 
-    def _split(self, hidden: Tensor, shift: Tensor) -> dict[str, Tensor]:
-        out = self.head(self.dropout(F.gelu(hidden)))
-        params = out.split([kind.size for kind in self.kinds.values()], -1)
-        return {
-            name: kind.moved(p, s)
-            for (name, kind), p, s in zip(self.kinds.items(), params, shift.unbind(-1), strict=True)
-        }
+    def _split(
+        self, hidden: Tensor, shift: Tensor, signals: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Head parameters by signal: of all of them, or only of `signals`."""
+        names = list(self.kinds)
+        sizes = [kind.size for kind in self.kinds.values()]
+        activated = self.dropout(F.gelu(hidden))
+        found = {}
+        for name, weight, bias in zip(
+            names, self.head.weight.split(sizes), self.head.bias.split(sizes), strict=True
+        ):
+            if signals is None or name in signals:
+                params = F.linear(activated, weight, bias).float()
+                found[name] = self.kinds[name].moved(params, shift[..., names.index(name)].float())
+        return found
 
     def answer(self, h_ND: Tensor, candidates: Candidates) -> dict[str, Tensor]:
         """Head parameters (N, P) by signal, for one track at each position; tracks as (N, ...)."""
@@ -116,7 +125,9 @@ class WorldModelMember(nn.Module):
         linear = self.known_linear(known) + self.session_linear(taste_NTE[..., SESSION, :])
         return self._split(hidden, linear + candidates.linear_KX * share_of_next(known)[..., None])
 
-    def score(self, h_BD: Tensor, candidates: Candidates) -> dict[str, Tensor]:
+    def score(
+        self, h_BD: Tensor, candidates: Candidates, signals: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
         """Head parameters (B, K, P) by signal, for each of K tracks at each of B positions."""
         own, taste_BTE, known = self._parts(h_BD)
         query_BAd = self.history_affinity(own).unflatten(-1, (self.affinities, -1))
@@ -127,7 +138,7 @@ class WorldModelMember(nn.Module):
         hidden = joined_BKH + self.affinity_joined(torch.cat([products_BKA, near_BKT], -1))
         linear = self.known_linear(known) + self.session_linear(taste_BTE[..., SESSION, :])
         shift = linear[:, None] + candidates.linear_KX * share_of_next(known)[:, None, None]
-        return self._split(hidden, shift)
+        return self._split(hidden, shift, signals)
 
     def at_moment(self, h_ND: Tensor, ended: bool) -> dict[str, Tensor]:
         """Head parameters (N, P) of the final report, as the session starts or once it has ended."""
@@ -137,7 +148,7 @@ class WorldModelMember(nn.Module):
 
 
 def share_of_next(known: Tensor) -> Tensor:
-    """Weight of the next track in the mean over the session's tracks: 1 / (plays so far + 1)."""
+    """Weight of the next track in the mean over the session's tracks: 1 / (weight of those so far + 1)."""
     return torch.exp(-known[..., SESSION_PLAYS])
 
 

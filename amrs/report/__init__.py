@@ -7,6 +7,17 @@ again = load(run_folder)
 """
 
 from amrs.report.rows import METRICS, SECTIONS, Report, ReportError, Row, finite_rows, load
+from amrs.report.splits import over_splits
 from amrs.report.words import terminal_table
 
-__all__ = ["METRICS", "SECTIONS", "Report", "ReportError", "Row", "finite_rows", "load", "terminal_table"]
+__all__ = [
+    "METRICS",
+    "SECTIONS",
+    "Report",
+    "ReportError",
+    "Row",
+    "finite_rows",
+    "load",
+    "over_splits",
+    "terminal_table",
+]

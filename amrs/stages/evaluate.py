@@ -13,7 +13,7 @@ from amrs.models.world_model import WorldModel
 from amrs.outcomes import Sessions, choose_sessions, diversity_rows, gain_rows, roll_out
 from amrs.platform import load_truth
 from amrs.policies import FixedPolicy, GreedyPolicy, NeuralPolicy
-from amrs.report import Report, finite_rows, terminal_table
+from amrs.report import Report, finite_rows, load, over_splits, terminal_table
 from amrs.rollout import Environment, Policy
 from amrs.runs import Run, RunError, environment, read_json
 from amrs.splits import TEST, TRAIN, VALIDATION
@@ -24,6 +24,22 @@ from amrs.utility import Utility
 
 def run(run: Run, folder: Path) -> None:
     """Fidelity, outcomes and diversity of test users to `folder`/report.json and report.html."""
+    report = _one_split(run) if run.config.evaluate.splits == 1 else _all_splits(run)
+    report.save(folder)
+    print(terminal_table(report))
+
+
+def _all_splits(run: Run) -> Report:
+    """The reports of all splits as one; each split has a finished run folder of its own."""
+    reports = [load(parent.folder) for parent in run.parents.values()]
+    split = run.config.data.split
+    rows = over_splits(reports, split.test / (1 - split.validation - split.test))
+    first = reports[0].provenance
+    fingerprints = {k: parent.fingerprint for k, parent in run.parents.items()}
+    return Report(rows, {**first, **_record(run), "fingerprints": fingerprints})
+
+
+def _one_split(run: Run) -> Report:
     config, section = run.config, run.config.evaluate
     data = open_data(run)
     _refuse_partial_judge(run)
@@ -48,9 +64,7 @@ def run(run: Run, folder: Path) -> None:
         rows += gain_rows(name, found, sessions, data, config.seed, section.bootstrap)
         if name == ("realised" if "realised" in worlds else "predicted"):
             rows += diversity_rows(found, sessions, data, config.seed, section.bootstrap)
-    report = Report(finite_rows(rows), _provenance(run, data, sessions))
-    report.save(folder)
-    print(terminal_table(report))
+    return Report(finite_rows(rows), _provenance(run, data, sessions))
 
 
 def _refuse_partial_judge(run: Run) -> None:
@@ -88,8 +102,7 @@ def _provenance(run: Run, data: SessionDataModule, sessions: Sessions) -> dict[s
     config = run.config
     return {
         "data": data_summary(data),
-        "config": yaml.safe_load(dump(config)),
-        "commands": [" ".join(environment()["command"])],
+        **_record(run),
         "protocol": {
             "test sessions rolled out": len(sessions.row_B),
             "tracks per rollout": sessions.horizon,
@@ -97,8 +110,14 @@ def _provenance(run: Run, data: SessionDataModule, sessions: Sessions) -> dict[s
             "seed": config.seed,
         },
         "fingerprints": {role: parent.fingerprint for role, parent in run.parents.items()},
-        "environment": environment(),
     }
+
+
+def _record(run: Run) -> dict[str, object]:
+    """How to make this report again."""
+    here = environment()
+    config = yaml.safe_load(dump(run.config))
+    return {"config": config, "commands": [" ".join(here["command"])], "environment": here}
 
 
 def data_summary(data: SessionDataModule) -> list[dict[str, object]]:
