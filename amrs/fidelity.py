@@ -16,6 +16,7 @@ from amrs.models.world_model import WorldModel
 from amrs.report import Row
 from amrs.splits import TEST
 from amrs.targets import AFFECT, Target, targets, training_mean
+from amrs.track_effects import partial_r2, uplift_slope
 
 Known = Literal["forecast", "tracks", "nowcast"]
 GRID_G = np.linspace(0, 1, 101)
@@ -107,10 +108,41 @@ def fidelity_rows(model: WorldModel, data: SessionDataModule, seed: int, draws: 
             continue
         held_out = Target(*(getattr(label, name)[test_N] for name in label.__dataclass_fields__))
         predicted = predict(model, data, signal, held_out)
+        if signal in AFFECT:
+            found = {name: p[signal][test_N] for name, p in others.items()}
+            rows += _track_rows(model, data, signal, held_out, predicted, found, means[signal], seed, draws)
         everyone = {"world_model": predicted.mean_N} | {n: p[signal][test_N] for n, p in others.items()}
         for subject, found in everyone.items():
             rows += _score(subject, signal, held_out, found, means[signal], data, seed, draws)
         rows += _distribution_rows(signal, held_out, predicted, seed, draws)
+    return rows
+
+
+def _track_rows(
+    model: WorldModel, data: SessionDataModule, signal: str, label: Target, predicted: Predicted,
+    others: dict[str, np.ndarray], train_mean: float, seed: int, draws: int,
+) -> list[Row]:  # fmt: skip
+    """What knowing the session's tracks adds, and the figures by what is known when predicting."""
+    blind_N = predict(model, data, signal, label, "forecast").mean_N
+    nowcast_N = predict(model, data, signal, label, "nowcast").mean_N
+    y_N, user_N = label.value, label.user
+    rows = []
+    for subject, group, found_N in (
+        ("track_blind", "all", blind_N),
+        ("world_model", "known:forecast", blind_N),
+        ("world_model", "known:nowcast", nowcast_N),
+    ):
+        estimate = metrics.r2_interval(y_N, found_N, train_mean, user_N, draws, seed)
+        rows.append(Row("fidelity", subject, signal, "r2", "mean", group, *estimate, "fraction"))
+    slope = uplift_slope(y_N, predicted.mean_N, blind_N, user_N, draws, seed)
+    rows.append(
+        Row(
+            "fidelity", "world_model", signal, "uplift_slope", "mean", "all", *slope, "residual per predicted"
+        )
+    )
+    for subject, found_N in {"world_model": predicted.mean_N, **others}.items():
+        estimate = partial_r2(y_N, found_N, blind_N, user_N, draws, seed)
+        rows.append(Row("fidelity", subject, signal, "partial_r2", "mean", "all", *estimate, "fraction"))
     return rows
 
 

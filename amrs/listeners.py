@@ -64,6 +64,13 @@ class HistoryReader:
         h_BD = self.encoder.append(mind.static_BF, track_B.to(device), values_B4.to(device), mind.cache)
         return Mind(h_BD, mind.cache, mind.static_BF, mind.mode_B)
 
+    def append_unheard(self, mind: Mind, track_B: Tensor) -> Mind:
+        """Read one more track of the session whose feedback is not known yet."""
+        device = mind.static_BF.device
+        nothing_B4 = torch.full((len(track_B), 4), torch.nan, device=device)
+        h_BD = self.encoder.append(mind.static_BF, track_B.to(device), nothing_B4, mind.cache, hidden=True)
+        return Mind(h_BD, mind.cache, mind.static_BF, mind.mode_B)
+
 
 @dataclass
 class _Group:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from amrs import metrics
 from amrs.data import SessionDataModule
@@ -89,7 +90,7 @@ def roll_out(
 ) -> dict[str, Rollouts]:
     """Every policy in the same environment; KL to Copycat is taken on each policy's own histories."""
     found = {}
-    for name, policy in policies.items():
+    for name, policy in tqdm(policies.items(), "rollouts", disable=None):
         parts = [
             imagine(
                 policy, environment, rules, sessions.mode_B[index], sessions.row_B[index],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from amrs.config.stages import NegativeConfig, PreferencesConfig
 from amrs.data import SessionDataModule
@@ -108,7 +109,7 @@ def corrective(
     negative_N = negative_plays(flat, config.negative, utility) & used_S[flat.session_N]
     found = [
         _corrections(model, utility, data, rules, config, token_B, seed)
-        for token_B in torch.nonzero(negative_N)[:, 0].split(_CHUNK)
+        for token_B in tqdm(torch.nonzero(negative_N)[:, 0].split(_CHUNK), "pairs", disable=None)
         if len(token_B)
     ]
     if not found:

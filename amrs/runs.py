@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -209,7 +210,12 @@ def _first_process(run: Run, stage: Stage, say: Callable[[str], None]) -> None:
         say(f"{run.role}: {'resuming' if run.partial.exists() else 'running'} {run.folder}")
         run.partial.mkdir(exist_ok=True)
         begun = time.time()
-        stage(run, run.partial)
+        try:
+            stage(run, run.partial)
+        except Exception:
+            if not (run.partial / "checkpoints" / "last.ckpt").exists():  # nothing to resume from
+                shutil.rmtree(run.partial, ignore_errors=True)
+            raise
         _finish(run, time.time() - begun)
         say(f"{run.role}: finished in {time.time() - begun:.0f} s")
 

@@ -125,7 +125,7 @@ def fit(
         _join(folder)
     for logger in loggers:
         if isinstance(logger, WandbLogger) and process_rank() == 0:
-            logger.experiment.finish(quiet=True)
+            logger.experiment.finish()
 
 
 def wandb_mode(config: Config) -> str:
@@ -177,6 +177,15 @@ def _join(folder: Path) -> None:
     joined.to_csv(temporary, index=False)
     temporary.replace(path)
     aside.unlink()
+
+
+def log_once(run: Run, folder: Path, values: dict[str, float]) -> None:
+    """Figures of a stage that has no steps, to metrics.csv and W&B under the same names."""
+    for logger in _loggers(run, folder):
+        logger.log_metrics(values, step=0)
+        logger.save()
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
 
 
 def linear_schedule(module: nn.Module, section: Any, max_steps: int) -> dict[str, Any]:

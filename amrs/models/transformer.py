@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from amrs.config.groups import ModelConfig
@@ -56,13 +57,13 @@ class Block(nn.Module):
 
     def _project(self, x_BLD: Tensor, position_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         parts = self.qkv(self.norm_attention(x_BLD)).chunk(3, -1)
-        q, k, v = (p.unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in parts)
+        q, k, v = (rearrange(p, "b l (h d) -> b h l d", h=self.heads) for p in parts)
         if self.rope:
             q, k = _rotate(q, position_BL), _rotate(k, position_BL)
         return q, k, v
 
     def _finish(self, x_BLD: Tensor, attended_BHLd: Tensor) -> Tensor:
-        x_BLD = x_BLD + self.dropout(self.out(attended_BHLd.transpose(1, 2).flatten(2)))
+        x_BLD = x_BLD + self.dropout(self.out(rearrange(attended_BHLd, "b h l d -> b l (h d)")))
         x_BLD = x_BLD + self.dropout(self.mlp(self.norm_mlp(x_BLD)))
         return x_BLD
 
@@ -189,7 +190,9 @@ class HistoryEncoder(nn.Module):
         total_BZ, session_BY = (x[row_B, length_B - 1] for x in sums)
         return h_BLD[row_B, length_B - 1], Cache(*grown, length_B, total_BZ, session_BY)
 
-    def append(self, static_BF: Tensor, track_B: Tensor, feedback_B4: Tensor, cache: Cache) -> Tensor:
+    def append(
+        self, static_BF: Tensor, track_B: Tensor, feedback_B4: Tensor, cache: Cache, hidden: bool = False
+    ) -> Tensor:
         """Vector of one more play of the same session each; the cache grows in place."""
         track_B1, feedback_B14 = track_B[:, None], feedback_B4[:, None]
         summand_BZ = self.summands(track_B1, feedback_B14)[:, 0]
@@ -197,9 +200,9 @@ class HistoryEncoder(nn.Module):
         sums = grown_sums(cache.total_BZ, cache.session_BY, summand_BZ, size)
         cache.total_BZ, cache.session_BY = sums
         summary = summarise(cache.total_BZ[:, None], cache.session_BY[:, None], size)
-        shown_B1 = torch.zeros_like(track_B1, dtype=torch.bool)
+        hidden_B1 = torch.full_like(track_B1, hidden, dtype=torch.bool)
         known = self.known(static_BF[:, None], summary)
-        token = self.tokens(track_B1, feedback_B14, shown_B1, summary)
+        token = self.tokens(track_B1, feedback_B14, hidden_B1, summary)
         x = self.embed(torch.cat([known, token], -1))[:, 0]
         if self.position is not None:
             x = x + self.position(cache.length_B)

@@ -28,9 +28,10 @@ POLICIES = (
 )  # fmt: skip
 SIGNALS = ("engagement", "rating", "valence", "arousal", "utility", "all")
 METRICS = (
-    "r2", "mae", "auroc", "ece", "crps", "coverage_50", "coverage_80", "coverage_95", "mean", "gain",
-    "gain_sd", "relative_gain", "gain_over_production", "kl", "harm", "breaking_point", "catalogue_coverage",
-    "entropy", "effective_tracks", "intra_list", "gini", "artist_entropy", "novelty", "repeat_rate",
+    "r2", "mae", "auroc", "ece", "crps", "coverage_50", "coverage_80", "coverage_95", "partial_r2",
+    "uplift_slope", "effect_slope", "effect_correlation", "mean", "gain", "gain_sd", "relative_gain",
+    "gain_over_production", "kl", "harm", "breaking_point", "catalogue_coverage", "entropy",
+    "effective_tracks", "intra_list", "gini", "artist_entropy", "novelty", "repeat_rate",
     "between_listeners",
 )  # fmt: skip
 _VARIANT = re.compile(r"ablation:\w+|dpo:\w+(:\w+)?")  # ablation:<name>, dpo:<sampler>, dpo:<sampler>:<loss>

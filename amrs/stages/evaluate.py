@@ -18,7 +18,10 @@ from amrs.rollout import Environment, Policy
 from amrs.runs import Run, RunError, environment, read_json
 from amrs.splits import TEST, TRAIN, VALIDATION
 from amrs.stages import bc, world_model
+from amrs.stages.preferences import next_track_log_probs
 from amrs.stages.prepare import open_data
+from amrs.track_effects import LISTS, likely_lists, true_effect_rows
+from amrs.training import log_once
 from amrs.utility import Utility
 
 
@@ -26,7 +29,19 @@ def run(run: Run, folder: Path) -> None:
     """Fidelity, outcomes and diversity of test users to `folder`/report.json and report.html."""
     report = _one_split(run) if run.config.evaluate.splits == 1 else _all_splits(run)
     report.save(folder)
+    log_once(run, folder, _figures(report))
     print(terminal_table(report))
+
+
+def _figures(report: Report) -> dict[str, float]:
+    """Means over all sessions, with lower bounds, as flat names for a logger."""
+    figures = {}
+    for row in report.find(split="mean", group="all"):
+        name = f"{row.section}/{row.subject}/{row.metric}/{row.signal}"
+        figures[name] = row.value
+        if row.low is not None:
+            figures[f"{name}/low"] = row.low
+    return figures
 
 
 def _all_splits(run: Run) -> Report:
@@ -59,6 +74,14 @@ def _one_split(run: Run) -> Report:
         policies["production"] = platform.production()
         worlds["realised"] = platform.environment()
     rows = fidelity_rows(models["world_model"], data, config.seed, section.bootstrap)
+    if truth.exists():
+        copycat = bc.load(run.parents["bc"].folder, data)
+        first_B = torch.zeros_like(sessions.row_B)
+        log_p_BK = next_track_log_probs(copycat, data, data.rules(), sessions.row_B, first_B)
+        lists_BCT = likely_lists(log_p_BK, sessions.key_B, LISTS, sessions.horizon)
+        rows += true_effect_rows(
+            models["world_model"], data, platform, sessions.row_B, lists_BCT, section.bootstrap, config.seed
+        )
     for name, world in worlds.items():
         found = roll_out(policies, world, data.rules(), sessions)
         rows += gain_rows(name, found, sessions, data, config.seed, section.bootstrap)

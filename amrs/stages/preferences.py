@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from torch import Tensor
+from tqdm import tqdm
 
 from amrs.data import SessionDataModule
 from amrs.histories import played_before
@@ -75,7 +76,7 @@ def measure_spread(
 def _reference(copycat: PolicyModel, data: SessionDataModule, rules: Rules, pairs: Pairs) -> Tensor:
     """Copycat's log-probability of chosen and rejected, (B, 2)."""
     parts = []
-    for index in torch.arange(len(pairs.row_B)).split(_CHUNK):
+    for index in tqdm(torch.arange(len(pairs.row_B)).split(_CHUNK), "reference", disable=None):
         part = pairs[index]
         log_p_BK = next_track_log_probs(copycat, data, rules, part.row_B, part.step_B)
         parts.append(log_p_BK.gather(1, torch.stack([part.chosen_B, part.rejected_B], 1)))
@@ -99,6 +100,7 @@ def _store(folder: Path, pairs: Pairs, reference_B2: Tensor, data: SessionDataMo
         "ref_rejected": reference_B2[:, 1].tolist(),
         "part": part_B.tolist(),
     }
+    disable_progress_bars()
     Dataset.from_dict(columns).save_to_disk(str(folder / "pairs"))
 
 

@@ -1,0 +1,137 @@
+"""What changing the tracks changes: predicted, tested on held-out reports, and against the truth.
+
+Person and mood carry most of a good R2, and neither helps to choose a track. The predicted track effect is
+the prediction given the session's tracks minus the forecast at its start, which knows none of them (the
+track-blind prediction of the same model).
+Shape suffixes: N labels, B sessions, C lists of tracks a session, T tracks of a list.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amrs import metrics
+from amrs.data import SessionDataModule
+from amrs.listeners import HistoryReader
+from amrs.metrics import Estimate
+from amrs.models.world_model import WorldModel
+from amrs.noise import uniform
+from amrs.platform import Platform
+from amrs.report import Row
+from amrs.targets import AFFECT, Ints
+
+LISTS, DRAWS, LIST = 4, 32, 700
+"""Lists of tracks per session, simulations of each in the platform, and the purpose of the draw."""
+
+
+def slope_of(sums: np.ndarray) -> np.ndarray:
+    """Least-squares slope with intercept from [..., (n, x, y, xx, xy)]."""
+    n, x, y, xx, xy = np.moveaxis(sums, -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope: np.ndarray = (xy - x * y / n) / (xx - x * x / n)
+    return slope
+
+
+def correlation_of(sums: np.ndarray) -> np.ndarray:
+    """Pearson's correlation from [..., (n, x, y, xx, xy, yy)]."""
+    n, x, y, xx, xy, yy = np.moveaxis(sums, -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found: np.ndarray = (xy - x * y / n) / np.sqrt((xx - x * x / n) * (yy - y * y / n))
+    return found
+
+
+def uplift_slope(
+    y_N: np.ndarray, given_N: np.ndarray, blind_N: np.ndarray, user_N: Ints, draws: int, seed: int
+) -> Estimate:
+    """Slope of the report's residual on the predicted track effect; 1 says that predicted effects are real.
+
+    y - blind regressed on given - blind; intervals by user.
+    """
+    x_N, r_N = given_N - blind_N, y_N - blind_N
+    columns = np.stack([np.ones_like(x_N), x_N, r_N, x_N * x_N, x_N * r_N], 1)
+    return metrics.user_bootstrap(metrics.user_sums(columns, user_N), slope_of, len(x_N), draws, seed)
+
+
+def partial_r2(
+    y_N: np.ndarray, found_N: np.ndarray, blind_N: np.ndarray, user_N: Ints, draws: int, seed: int
+) -> Estimate:
+    """1 - SSE / SSE of the track-blind prediction: what knowing the tracks adds."""
+    columns = np.stack([(y_N - found_N) ** 2, (y_N - blind_N) ** 2], 1)
+    return metrics.user_bootstrap(metrics.user_sums(columns, user_N), metrics.r2_of, len(y_N), draws, seed)
+
+
+@torch.inference_mode()
+def given_list(
+    model: WorldModel, data: SessionDataModule, row_B: Tensor, track_BT: Tensor
+) -> dict[str, Tensor]:
+    """Expected final report (B,) of sessions `row_B` if these were their tracks, no feedback known."""
+    total: dict[str, Tensor] = {}
+    for member in model.eval().ensemble:
+        reader = HistoryReader(member.encoder, data, track_BT.shape[1])
+        mind = reader.start(row_B)
+        for t in range(track_BT.shape[1] - 1):
+            mind = reader.append_unheard(mind, track_BT[:, t])
+        params = member.answer(mind.h_BD, member.candidates(track_BT[:, -1]))
+        for signal in AFFECT:
+            mean_B = member.kinds[signal].mean(params[signal]) / len(model.ensemble)
+            total[signal] = total[signal] + mean_B if signal in total else mean_B
+    return total
+
+
+def likely_lists(log_p_BK: Tensor, key_B: Tensor, count: int, length: int) -> Tensor:
+    """`count` lists of `length` tracks each, drawn without replacement (Gumbel top-k), as (B, C, T)."""
+    track_K = torch.arange(log_p_BK.shape[1])
+    lists = []
+    for c in range(count):
+        gumbel_BK = -torch.log(-torch.log(uniform(key_B[:, None], LIST, c, track_K)))
+        lists.append((log_p_BK + gumbel_BK).topk(length, 1).indices)
+    return torch.stack(lists, 1)
+
+
+def true_effect_rows(
+    model: WorldModel,
+    data: SessionDataModule,
+    platform: Platform,
+    row_B: Tensor,
+    track_BCT: Tensor,
+    draws: int,
+    seed: int,
+) -> list[Row]:
+    """Correlation and slope of the true on the predicted effect of replacing a session's tracks.
+
+    For the same listener, state and mode, each list's outcome is taken about the mean over the session's
+    lists; the truth is the platform's expectation over paired simulations.
+    """
+    predicted = [given_list(model, data, row_B, track_BCT[:, c]) for c in range(track_BCT.shape[1])]
+    true = [platform.oracle(row_B, track_BCT[:, c], DRAWS) for c in range(track_BCT.shape[1])]
+    user_N = data.flat.user_S[row_B].repeat_interleave(track_BCT.shape[1]).numpy()
+    rows = []
+    for signal in AFFECT:
+        x_N, y_N = (
+            _about_mean(torch.stack([o[signal] for o in outcomes], 1)) for outcomes in (predicted, true)
+        )
+        columns = np.stack([np.ones_like(x_N), x_N, y_N, x_N * x_N, x_N * y_N, y_N * y_N], 1)
+        sums = metrics.user_sums(columns, user_N)
+        slope = metrics.user_bootstrap(sums[:, :5], slope_of, len(x_N), draws, seed)
+        correlation = metrics.user_bootstrap(sums, correlation_of, len(x_N), draws, seed)
+        rows += [
+            Row(
+                "fidelity", "world_model", signal, "effect_slope", "mean", "all", *slope, "true per predicted"
+            ),
+            Row(
+                "fidelity",
+                "world_model",
+                signal,
+                "effect_correlation",
+                "mean",
+                "all",
+                *correlation,
+                "correlation",
+            ),
+        ]
+    return rows
+
+
+def _about_mean(value_BC: Tensor) -> np.ndarray:
+    centred_BC = value_BC - value_BC.mean(1, keepdim=True)
+    return centred_BC.double().flatten().numpy()
