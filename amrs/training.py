@@ -182,8 +182,10 @@ def _join(folder: Path) -> None:
 def log_once(run: Run, folder: Path, values: dict[str, float]) -> None:
     """Figures of a stage that has no steps, to metrics.csv and W&B under the same names."""
     for logger in _loggers(run, folder):
-        logger.log_metrics(values, step=0)
-        logger.save()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*exists and is not empty.*")
+            logger.log_metrics(values, step=0)
+            logger.save()
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()
 
