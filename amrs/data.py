@@ -3,8 +3,7 @@
 Shape suffixes: W windows, B batch, L window length, F session features, Y targets, Z labels.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,138 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from amrs.batches import LABELS, Batch, Batches, BatchSizeError, PairBatch, StepBatches, windows
 from amrs.config.data import SplitConfig
-from amrs.histories import TARGETS, FlatLog, flatten, played_before
+from amrs.histories import FlatLog, flatten, played_before
 from amrs.noise import uniform
 from amrs.rules import Rules
 from amrs.schema import SessionLog, read_log
 from amrs.splits import TRAIN, VALIDATION, split_halves, split_users
 
-LABELS = (*TARGETS, "start_valence", "start_arousal", "end_valence", "end_arousal", "play")
-"""Everything a loss may be averaged over: targets, final reports asked for at a session's start and
-at its end, and plays."""
 _HIDE = 1
-
-
-class BatchSizeError(ValueError):
-    """A batch that cannot be dealt out to all processes and accumulation steps."""
-
-
-class Batch(NamedTuple):
-    """B windows of L tokens, right-padded; targets are about the play after each token."""
-
-    static_BLF: Tensor
-    """Features of each token's session, NaN where missing."""
-    track_BL: Tensor
-    """int64 track of a play token, -1 at session starts and padding."""
-    feedback_BL4: Tensor
-    """`FEEDBACK` of a play token, NaN where missing or hidden."""
-    hidden_BL: Tensor
-    """True where the session's feedback is hidden from the model."""
-    valid_BL: Tensor
-    """False at padding."""
-    counts_BL: Tensor
-    """True where the token's targets count in the loss (windows overlap, targets do not)."""
-    next_track_BL: Tensor
-    """int64 track played right after the token in the same session, -1 where none."""
-    mode_BL: Tensor
-    """int64 mode of the session, -1 where null."""
-    step_BL: Tensor
-    """int64 number of plays of this session up to and including the token."""
-    target_BLY: Tensor
-    """`TARGETS` of the next play, NaN where unknown."""
-    report_BL2: Tensor
-    """The session's own final report (valence, arousal), at its start token and its last play only."""
-    normaliser_Z: Tensor
-    """Counts of `LABELS` in the whole optimiser step, per process and micro-batch; see `StepBatches`."""
-
-
-def windows(flat: FlatLog, users: Tensor, length: int) -> Tensor:
-    """Windows over the users' whole histories, as int64 (W, 3): first token, end, first that counts.
-
-    Windows overlap by half; every token counts in exactly one window, and beyond the first window
-    it has at least `length // 2` tokens before it.
-    """
-    rows = []
-    stride = length - length // 2
-    for begin, end in zip(flat.user_first_U[users].tolist(), flat.user_last_U[users].tolist(), strict=True):
-        rows.append((begin, min(begin + length, end), begin))
-        counted = begin + length
-        while counted < end:
-            stop = min(counted + stride, end)
-            rows.append((max(stop - length, begin), stop, counted))
-            counted = stop
-    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
-
-
-@dataclass
-class StepBatches:
-    """An endless stream of micro-batches, the same optimiser steps for any number of processes.
-
-    Step s takes the same `batch_size` units whatever the ranks and accumulation steps; they are
-    dealt out to (micro-batch, rank). `collate` gets the units and the label counts of the whole step
-    divided by the number of deals, so that Lightning's division by accumulation steps and DDP's mean
-    over ranks leave a sum divided by the step's count. Units are shuffled anew each epoch.
-    """
-
-    units: int
-    batch_size: int
-    seed: int
-    collate: Callable[[Tensor, Tensor, int, int], NamedTuple]
-    """(units of the micro-batch, units of the step, deals, step) -> batch"""
-    ranks: int = 1
-    rank: int = 0
-    accumulate: int = 1
-    start_step: int = 0
-
-    def step_units(self, step: int) -> Tensor:
-        """Units of optimiser step `step`, as (batch_size,)."""
-        position = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        parts = []
-        for epoch in range(int(position[0]) // self.units, int(position[-1]) // self.units + 1):
-            order = uniform(self.seed, epoch, torch.arange(self.units)).argsort()
-            parts.append(order[position[position // self.units == epoch] % self.units])
-        return torch.cat(parts)
-
-    def __iter__(self) -> Iterator[NamedTuple]:
-        deals = self.ranks * self.accumulate
-        step = self.start_step
-        while True:
-            units = self.step_units(step)
-            for micro in range(self.accumulate):
-                mine = units[micro * self.ranks + self.rank :: deals]
-                yield self.collate(mine, units, deals, step)
-            step += 1
-
-
-@dataclass
-class Batches:
-    """Batches that are ready (Lightning takes a plain list for several loaders)."""
-
-    ready: list[NamedTuple]
-
-    def __iter__(self) -> Iterator[NamedTuple]:
-        return iter(self.ready)
-
-    def __len__(self) -> int:
-        return len(self.ready)
-
-
-class PairBatch(NamedTuple):
-    """B preference pairs; the prefix ends at the token whose output ranks the two tracks."""
-
-    prefix: Batch
-    played_BT: Tensor
-    """Tracks of the session before the play, -1 for none."""
-    chosen_B: Tensor
-    rejected_B: Tensor
-    du_B: Tensor
-    """Predicted utility of chosen minus rejected, above 0."""
-    ref_chosen_B: Tensor
-    """Copycat's log-probability of the chosen track, in nats."""
-    ref_rejected_B: Tensor
-    pairs: Tensor
-    """Pairs in the whole optimiser step, per process and micro-batch."""
 
 
 class SessionDataModule(lightning.LightningDataModule):

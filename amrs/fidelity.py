@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from amrs import baselines, metrics
-from amrs.data import SessionDataModule, windows
+from amrs.batches import windows
+from amrs.data import SessionDataModule
 from amrs.models.world_model import WorldModel
 from amrs.report import Row
 from amrs.splits import TEST

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amrs.data import Batch, SessionDataModule
+from amrs.batches import Batch
+from amrs.data import SessionDataModule
 from amrs.models.transformer import Cache, HistoryEncoder
 from amrs.models.world_model import WorldModel, WorldModelMember
 from amrs.noise import uniform

@@ -18,7 +18,8 @@ from torchmetrics import Metric
 
 from amrs.config.graph import Config
 from amrs.data import SessionDataModule
-from amrs.runs import Run, RunError, process_rank
+from amrs.execution import process_rank
+from amrs.runs import Run, RunError
 from amrs.splits import TRAIN
 
 BEST, LAST, _ASIDE = "best.ckpt", "last.ckpt", "metrics.before.csv"

@@ -11,8 +11,9 @@ import torch
 from tiny_logs import METADATA, letters, opened, random_log, session, write
 from torch import Tensor
 
+from amrs.batches import LABELS, StepBatches
 from amrs.config.data import SplitConfig
-from amrs.data import LABELS, SessionDataModule, StepBatches
+from amrs.data import SessionDataModule
 from amrs.histories import TARGETS, played_before
 from amrs.splits import TEST, TRAIN, VALIDATION
 

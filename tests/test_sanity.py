@@ -16,11 +16,13 @@ from platform_worlds import one_thread
 from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 
+from amrs.batches import Batch, StepBatches
 from amrs.config import Config, load
 from amrs.config.data import SplitConfig
 from amrs.config.groups import ModelConfig
 from amrs.config.platform import PlatformConfig
-from amrs.data import Batch, SessionDataModule, StepBatches
+from amrs.data import SessionDataModule
+from amrs.execution import execute
 from amrs.fidelity import Known, predict
 from amrs.histories import TARGETS
 from amrs.importers.platform import metadata
@@ -31,7 +33,7 @@ from amrs.outcomes import choose_sessions, outcome, roll_out
 from amrs.platform import draw_platform, load_truth
 from amrs.platform.catalogue import catalogue_table
 from amrs.policies import NeuralPolicy
-from amrs.runs import execute, plan
+from amrs.runs import plan
 from amrs.schema import write_log
 from amrs.splits import TEST, TRAIN, VALIDATION
 from amrs.stages import STAGES, bc

@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny_logs import opened, random_log, shape
 
-from amrs.data import Batch, SessionDataModule
+from amrs.batches import Batch
+from amrs.data import SessionDataModule
 from amrs.models.summaries import DECAY, running_sums, summarise
 from amrs.models.transformer import Block, HistoryEncoder
 from amrs.splits import TRAIN

@@ -8,7 +8,8 @@ import pytest
 import torch
 from tiny_logs import METADATA, letters, opened, random_log, session, world_model, write
 
-from amrs.data import LABELS, SessionDataModule
+from amrs.batches import LABELS
+from amrs.data import SessionDataModule
 from amrs.histories import TARGETS
 from amrs.models.world_model import masked_sums
 from amrs.splits import TRAIN

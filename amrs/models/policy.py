@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from amrs.batches import Batch
 from amrs.config.groups import ModelConfig
-from amrs.data import Batch
 from amrs.models.transformer import HistoryEncoder
 
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from amrs.batches import Batch
 from amrs.config.groups import ModelConfig
-from amrs.data import Batch
 from amrs.histories import FEEDBACK
 from amrs.models.summaries import RATIOS, TASTES, Summary, grown_sums, running_sums, summands, summarise
 

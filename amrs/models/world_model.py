@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amrs.batches import LABELS, Batch
 from amrs.config.groups import ModelConfig
-from amrs.data import LABELS, Batch
 from amrs.histories import TARGETS
 from amrs.models.summaries import SESSION, SESSION_PLAYS, TASTES
 from amrs.models.transformer import HistoryEncoder

@@ -2,9 +2,10 @@
 
 import sys
 
+from amrs.batches import BatchSizeError
 from amrs.config.graph import Config
-from amrs.data import BatchSizeError
-from amrs.runs import RunError, Stage, execute, plan, process_rank
+from amrs.execution import Stage, execute, process_rank
+from amrs.runs import RunError, plan
 from amrs.schema import LogError
 from amrs.stages import bc, dpo, evaluate, preferences, prepare, world_model
 

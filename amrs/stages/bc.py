@@ -8,9 +8,10 @@ import lightning
 import torch
 from torch import Tensor
 
+from amrs.batches import Batch
 from amrs.config.graph import Config
 from amrs.config.groups import ModelConfig
-from amrs.data import Batch, SessionDataModule
+from amrs.data import SessionDataModule
 from amrs.models.policy import PolicyModel, played_so_far
 from amrs.rules import Rules, log_softmax_allowed
 from amrs.runs import Run, read_config

@@ -8,8 +8,9 @@ import lightning
 import torch
 from torch import Tensor
 
+from amrs.batches import PairBatch
 from amrs.config.graph import Config
-from amrs.data import PairBatch, SessionDataModule
+from amrs.data import SessionDataModule
 from amrs.listeners import ImaginedListeners
 from amrs.losses import DPO_LOSSES
 from amrs.models.policy import PolicyModel

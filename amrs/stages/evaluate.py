@@ -7,6 +7,7 @@ import yaml
 
 from amrs.config import dump
 from amrs.data import SessionDataModule
+from amrs.execution import environment
 from amrs.fidelity import fidelity_rows
 from amrs.listeners import ImaginedListeners
 from amrs.models.world_model import WorldModel
@@ -15,7 +16,7 @@ from amrs.platform import load_truth
 from amrs.policies import FixedPolicy, GreedyPolicy, NeuralPolicy
 from amrs.report import Report, finite_rows, load, over_splits, terminal_table
 from amrs.rollout import Environment, Policy
-from amrs.runs import Run, RunError, environment, read_json
+from amrs.runs import Run, RunError, read_json
 from amrs.splits import TEST, TRAIN, VALIDATION
 from amrs.stages import bc, world_model
 from amrs.stages.preferences import next_track_log_probs

@@ -8,9 +8,10 @@ import lightning
 import torch
 from torch import Tensor
 
+from amrs.batches import LABELS, Batch
 from amrs.config.graph import Config
 from amrs.config.groups import ModelConfig
-from amrs.data import LABELS, Batch, SessionDataModule
+from amrs.data import SessionDataModule
 from amrs.models.world_model import WorldModel, masked_sums
 from amrs.runs import Run, read_config
 from amrs.splits import TRAIN
