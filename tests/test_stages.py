@@ -169,3 +169,14 @@ def test_bad_raw_files_leave_nothing_behind(tmp_path: Path) -> None:
     )
     assert done.returncode == 1 and "map.yaml" in done.stderr
     assert not [p for p in (tmp_path / "runs").rglob("*") if p.is_dir() and p.name != "prepare"]
+
+
+def test_the_hidden_truth_cannot_be_opened_as_data(evaluated: Done) -> None:
+    from amrs.config.data import SplitConfig
+    from amrs.data import SessionDataModule
+    from amrs.schema import LogError
+
+    prepared = folders(evaluated[0], "prepare")[0]
+    assert (prepared / "truth").is_dir()
+    with pytest.raises(LogError):
+        SessionDataModule(prepared / "truth", SplitConfig(), 64)
