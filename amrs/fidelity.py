@@ -30,7 +30,7 @@ class Predicted(NamedTuple):
 
     mean_N: np.ndarray
     cdf_NG: np.ndarray
-    """Predictive distribution: the mixture over members, on `GRID_G`."""
+    """P(y <= g) on `GRID_G`, the mixture over members; at g = 1 without the mass on 1 itself."""
 
 
 @torch.inference_mode()
@@ -45,7 +45,8 @@ def predict(
     """
     model.eval()
     kind = model.ensemble[0].kinds[signal]
-    grid_G = torch.from_numpy(GRID_G).float()
+    # P(y < 1) at the last point, so that the mass on 1 is not smeared over the last cell.
+    grid_G = torch.from_numpy(GRID_G).float().clamp(max=1 - 1e-6)
     row_N, step_N = torch.from_numpy(label.row), torch.from_numpy(label.step)
     mean_N, cdf_NG = torch.zeros(len(row_N)), torch.zeros(len(row_N), len(grid_G))
     asked = (

@@ -9,7 +9,8 @@ from test_stages import Done, folders
 
 from amrs.config.data import SplitConfig
 from amrs.data import SessionDataModule
-from amrs.fidelity import predict
+from amrs.fidelity import GRID_G, predict
+from amrs.metrics import coverage, interval_from_cdf
 from amrs.models.world_model import WorldModel
 from amrs.splits import TEST
 from amrs.stages import world_model
@@ -65,3 +66,15 @@ def test_a_forecast_knows_nothing_of_the_sessions_tracks(evaluated: Done) -> Non
         before["forecast"][-1]
     )
     assert predict(model, data, "arousal", label, "tracks").mean_N[-1] != before["tracks"][-1]
+
+
+def test_intervals_cover_plays_to_the_end(evaluated: Done) -> None:
+    """Mass on 1 lies on 1, not between the last two points of the grid."""
+    data, model = opened(evaluated[0])
+    label = held_out(data, "engagement", 200)
+    predicted = predict(model, data, "engagement", label)
+    low, high = interval_from_cdf(predicted.cdf_NG, GRID_G, 0.8)
+    sure = predicted.cdf_NG[:, -1] < 0.9
+    assert sure.any() and (high[sure] == 1).all()
+    whole = sure & (label.value == 1)
+    assert whole.any() and coverage(label.value[whole], low[whole], high[whole]).mean() == 1
