@@ -127,6 +127,12 @@ def _pinned(stage: str, role: str, config: Config, folder: Path) -> Run:
         ) from None
     if provenance["stage"] != stage:
         raise RunError(f"parents.{role}={folder}: a run of stage {provenance['stage']}, not {stage}")
+    split = provenance["settings"].get("split", asdict(config.data.split))  # prepare has none
+    if split != asdict(config.data.split):
+        raise RunError(
+            f"parents.{role}={folder}: trained on the user split {split}, but this command tests on "
+            f"{asdict(config.data.split)}: its training users may be test users here"
+        )
     return Run(stage, role, config, {}, provenance["fingerprint"], folder, pinned=True)
 
 

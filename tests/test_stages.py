@@ -180,3 +180,12 @@ def test_the_hidden_truth_cannot_be_opened_as_data(evaluated: Done) -> None:
     assert (prepared / "truth").is_dir()
     with pytest.raises(LogError):
         SessionDataModule(prepared / "truth", SplitConfig(), 64)
+
+
+def test_a_pin_from_another_split_is_refused(evaluated: Done) -> None:
+    runs = evaluated[0]
+    clone = folders(runs, "bc")[0]
+    small = [a for a in TINY if "evaluate" not in a]
+    pin = [f"parents.bc={clone}", "data.split.seed=99", "--dry-run"]
+    done = train("stage=dpo", *small, f"runs={runs}", *pin, check=False)
+    assert done.returncode == 1 and "user split" in done.stderr
