@@ -56,24 +56,26 @@ demo: setup
 	$(PY) train.py stage=evaluate experiment=demo
 
 test: setup
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --dist loadscope
 
 check: setup
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --dist loadscope
 
 format: setup
 	$(PY) -m ruff check --fix-only --quiet
 	$(PY) -m ruff format
 
 # torch comes as a file, so that the resolver sees the CPU build and never the CUDA packages.
-lock: setup
+# It runs in the .venv that is there, which lacks what was just added to pyproject.toml.
+lock:
+	@test -x .venv/bin/pip-compile || { echo "make: no .venv yet: make setup first" >&2; exit 1; }
 	@mkdir -p build/torch
 	@$(call torch,download,--dest build/torch)
 	@grep -o '^torch==[^ ]*' $(TORCH) > build/constraints.txt
-	@CUSTOM_COMPILE_COMMAND="make lock" $(PY) -m piptools compile pyproject.toml --extra dev --upgrade -qq \
+	@CUSTOM_COMPILE_COMMAND="make lock" $(PY) -m piptools compile pyproject.toml --all-extras --upgrade -qq \
 	  --find-links build/torch --constraint build/constraints.txt --unsafe-package torch --unsafe-package pip \
 	  --generate-hashes --strip-extras --no-emit-find-links --no-emit-index-url --no-emit-trusted-host \
 	  --no-annotate --output-file $(LOCK) 2> >(grep -v 'may be rejected by pip install' >&2 || true)
