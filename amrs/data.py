@@ -23,6 +23,10 @@ from amrs.splits import TRAIN, VALIDATION, split_halves, split_users
 _HIDE = 1
 
 
+class TooFewUsersError(ValueError):
+    """A log with too few users to be split between those who train, label, judge and are judged."""
+
+
 class SessionDataModule(lightning.LightningDataModule):
     """Session logs for every stage: user splits, windows, prefixes, pairs.
 
@@ -35,6 +39,9 @@ class SessionDataModule(lightning.LightningDataModule):
         seed: seeds shuffling and hiding.
         hide_feedback: share of sessions whose own feedback is hidden.
         pairs: columns of a preference data set; batches are then pairs instead of windows.
+
+    Raises:
+        TooFewUsersError: a half of the users, or a part of it, is empty.
     """
 
     def __init__(
@@ -59,6 +66,13 @@ class SessionDataModule(lightning.LightningDataModule):
         self.part_U, self.half_U = torch.from_numpy(part_U), torch.from_numpy(half_U)
         self.part_S = self.part_U[self.flat.user_S]
         self.used_U = torch.from_numpy(keep_U)
+        for name, part in (("training", TRAIN), ("validation", VALIDATION)):
+            if not len(self.users(part)):
+                raise TooFewUsersError(
+                    f"no {name} user is left for world_model.users={users}: the log has {len(part_U)} users, "
+                    f"of whom {int((part_U == part).sum())} are for {name} and the labeller and the judge get "
+                    "half each. Give a log with more users, or raise data.split.validation"
+                )
         self._cumulative_NZ = _cumulative_labels(self.flat)
 
     @property
@@ -180,7 +194,7 @@ class SessionDataModule(lightning.LightningDataModule):
         assert trainer is not None
         units, collate = self._units(VALIDATION)
         if units < trainer.world_size:
-            raise ValueError(
+            raise BatchSizeError(
                 f"{units} windows (or pairs) of validation users cannot be shared by {trainer.world_size} "
                 "processes: raise data.split.validation, or use fewer processes"
             )

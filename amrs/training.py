@@ -80,7 +80,8 @@ def fit(
         data: its batches; seeds with the run's seed.
         section: the stage's own settings (max_steps, patience).
         validate_every: optimiser steps between validations and checkpoints.
-        early_stop: stop after `section.patience` validations without improvement.
+        early_stop: stop after `section.patience` x `validate_every` steps without improvement: small data,
+            which is validated more often, has as many steps to improve as large data.
         callbacks: more of them.
     """
     config = run.config
@@ -89,10 +90,11 @@ def fit(
     epoch = max(_SHORTEST, data.units(TRAIN) // section.batch_size)
     steps = min(validate_every, max_steps, epoch)
     every = steps * config.trainer.accumulate_grad_batches
+    patience = -(-section.patience * validate_every // steps)
     watch: list[Callback] = [*callbacks]
     if early_stop:
         watch += [
-            EarlyStopping("val/loss", patience=section.patience, check_on_train_epoch_end=False),
+            EarlyStopping("val/loss", patience=patience, check_on_train_epoch_end=False),
             ModelCheckpoint(checkpoints, "best", "val/loss", save_last=False, enable_version_counter=False,
                             save_on_train_epoch_end=False),
         ]  # fmt: skip

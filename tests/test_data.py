@@ -13,7 +13,7 @@ from torch import Tensor
 
 from amrs.batches import LABELS, StepBatches
 from amrs.config.data import SplitConfig
-from amrs.data import SessionDataModule
+from amrs.data import SessionDataModule, TooFewUsersError
 from amrs.histories import TARGETS, played_before
 from amrs.splits import TEST, TRAIN, VALIDATION
 
@@ -213,6 +213,12 @@ def test_labeller_and_judge_share_no_user_and_no_part_shares_one(tmp_path: Path)
         assert torch.equal(everyone.flat.user_S[everyone.rows(part)].unique(), everyone.users(part))
     sessions = torch.cat([everyone.rows(part) for part in (TRAIN, VALIDATION, TEST)])
     assert sessions.sort().values.tolist() == list(range(len(everyone.flat.mode_S)))
+
+
+def test_a_log_too_small_for_a_judge_is_refused_in_words(tmp_path: Path) -> None:
+    folder = random_log(tmp_path / "log", users=9)
+    with pytest.raises(TooFewUsersError, match="no validation user is left for world_model.users=judge"):
+        opened(folder, users="judge")
 
 
 def test_plays_count_the_parts_users_only(tmp_path: Path) -> None:

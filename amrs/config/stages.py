@@ -26,9 +26,9 @@ class WorldModelConfig:
     weight_decay: float = 0.5
     """AdamW's decoupled weight decay."""
     patience: int = 4
-    """Validations without improvement before training stops."""
+    """Times `validate_every` steps without improvement before training stops."""
     validate_every: int = 60
-    """Optimiser steps between validations."""
+    """Optimiser steps between validations; once an epoch where that is shorter."""
 
     def __post_init__(self) -> None:
         check(self.members >= 1, "world_model.members", self.members, "1 or more")
@@ -50,9 +50,9 @@ class BcConfig:
     popularity_smoothing: float = 1.0
     """Plays added to every track's count among training users, above 0."""
     patience: int = 5
-    """Validations without improvement before training stops."""
+    """Times `validate_every` steps without improvement before training stops."""
     validate_every: int = 60
-    """Optimiser steps between validations."""
+    """Optimiser steps between validations; once an epoch where that is shorter."""
 
     def __post_init__(self) -> None:
         check(self.popularity_smoothing > 0, "bc.popularity_smoothing", self.popularity_smoothing, "above 0")

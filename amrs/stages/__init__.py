@@ -4,6 +4,7 @@ import sys
 
 from amrs.batches import BatchSizeError
 from amrs.config.graph import Config
+from amrs.data import TooFewUsersError
 from amrs.execution import Stage, execute, process_rank
 from amrs.runs import RunError, plan
 from amrs.schema import LogError
@@ -34,7 +35,7 @@ def run(config: Config, dry_run: bool = False) -> int:
             print("\n".join(run.describe() for run in runs))
             return 0
         folder = execute(runs, STAGES, _say)
-    except (LogError, RunError, BatchSizeError) as error:
+    except (LogError, RunError, BatchSizeError, TooFewUsersError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
     if process_rank() == 0:
