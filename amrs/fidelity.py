@@ -97,15 +97,17 @@ def _ask(
     return model.predict(batch, last_BL, moment)
 
 
-def fidelity_rows(model: WorldModel, data: SessionDataModule, seed: int, draws: int) -> list[Row]:
-    """Rows of section `fidelity`: the world model and the baselines on test users."""
+def fidelity_rows(
+    model: WorldModel, data: SessionDataModule, seed: int, draws: int, part: int = TEST
+) -> list[Row]:
+    """Rows of section `fidelity`: the world model and the baselines on `part`'s users."""
     labels = targets(data.log)
     part_S = data.part_S.numpy().astype(np.int8)
     means = training_mean(labels, part_S)
     others = baselines.predict(data.log, part_S, seed=seed)
     rows = []
     for signal, label in labels.items():
-        test_N = part_S[label.row] == TEST
+        test_N = part_S[label.row] == part
         if not test_N.any():
             continue
         held_out = Target(*(getattr(label, name)[test_N] for name in label.__dataclass_fields__))

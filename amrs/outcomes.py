@@ -5,7 +5,7 @@ Shape suffixes: B sessions, T steps, K tracks.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from amrs import metrics
+from amrs.config.groups import UtilityConfig
 from amrs.data import SessionDataModule
 from amrs.metrics import DIVERSITY, Lists
 from amrs.noise import hash_keys, uniform
@@ -23,6 +24,7 @@ from amrs.rollout import Environment, Policy, Rollouts, imagine
 from amrs.rules import Rules
 from amrs.splits import TEST, TRAIN
 from amrs.targets import Ints, Target, targets
+from amrs.utility import LEAST_SPREAD, Utility
 
 _DIVERSITY_DRAWS = 50
 """Bootstrap draws for diversity, which is recomputed in each."""
@@ -35,7 +37,7 @@ _UNITS = {"catalogue_coverage": "fraction", "entropy": "fraction", "effective_tr
 
 @dataclass(frozen=True)
 class Sessions:
-    """The test sessions that every policy is rolled out from."""
+    """The held-out sessions that every policy is rolled out from."""
 
     row_B: Tensor
     key_B: Tensor
@@ -45,8 +47,10 @@ class Sessions:
     horizon: int
 
 
-def choose_sessions(data: SessionDataModule, count: int, horizon: int | None, seed: int) -> Sessions:
-    """`count` starts of test users' sessions, spread evenly over the users.
+def choose_sessions(
+    data: SessionDataModule, count: int, horizon: int | None, seed: int, part: int = TEST
+) -> Sessions:
+    """`count` starts of sessions of `part`'s users, spread evenly over the users.
 
     Sessions with reports after tracks are a laboratory's protocol, not listening, and are left out, unless
     the users' sessions are all like that.
@@ -56,12 +60,12 @@ def choose_sessions(data: SessionDataModule, count: int, horizon: int | None, se
     reported_N = ~flat.feedback_N4[:, 2:].isnan().all(1)
     laboratory_S = torch.zeros(len(flat.mode_S), dtype=torch.bool)
     laboratory_S[flat.session_N[reported_N]] = True
-    if laboratory_S[data.rows(TRAIN)].all() or laboratory_S[data.rows(TEST)].all():
+    if laboratory_S[data.rows(TRAIN)].all() or laboratory_S[data.rows(part)].all():
         laboratory_S[:] = False
     if horizon is None:
         training = data.rows(TRAIN)
         horizon = int(flat.length_S[training[~laboratory_S[training]]].double().median())
-    rows = data.rows(TEST)
+    rows = data.rows(part)
     rows = rows[~laboratory_S[rows]]
     order = uniform(seed, SESSIONS, rows).argsort()
     rows = rows[order]
@@ -131,6 +135,50 @@ def gain_rows(
                         within_sd=within.get(signal), group=group, draws=draws, seed=seed,
                     )  # fmt: skip
     return rows
+
+
+def utility_rows(
+    section: str, found: Mapping[str, Rollouts], sessions: Sessions, data: SessionDataModule,
+    spread: Mapping[str, float], seed: int, draws: int,
+) -> list[Row]:  # fmt: skip
+    """Gains over Copycat in the *default* utility, whatever utility the policies were trained for.
+
+    So runs with different weights can be compared. `spread` is that of predicted effects under Copycat
+    (`stages.preferences.measure_spread`), which depends on no weight; the unit is one such spread.
+    """
+    meta = data.log.metadata
+    utility = Utility(UtilityConfig(), meta.modes, spread)
+    share = metrics.logged_share(data.flat.mode_S.numpy(), meta.modes)
+    mode_B, user_B = sessions.mode_B.numpy(), sessions.user_B.numpy()
+    value = {name: session_utility(rollouts, utility, sessions.mode_B) for name, rollouts in found.items()}
+    rows: list[Row] = []
+    for subject in [name for name in found if name != "copycat"]:
+        for group, keep_B in _groups(sessions, data):
+            rows += metrics.gain_rows(
+                value[subject][keep_B], value["copycat"][keep_B], mode_B[keep_B], user_B[keep_B],
+                section=section, subject=subject, signal="utility", modes=meta.modes, share=share,
+                group=group, draws=draws, seed=seed,
+            )  # fmt: skip
+    # Utility has no natural zero, so a gain relative to Copycat's means nothing.
+    return [replace(row, unit="spreads of effects") for row in rows if row.metric == "gain"]
+
+
+def session_utility(rollouts: Rollouts, utility: Utility, mode_B: Tensor) -> np.ndarray:
+    """The utility of each session's expected outcome, as (B,); a target t counts 1 - |E[x] - t|.
+
+    A rollout holds expectations, not distributions, so the distance to a target is that of the mean.
+    """
+    total_B = np.zeros(len(mode_B))
+    for signal in [name for name in utility.weights if name in rollouts.expected]:
+        scale = utility.weights[signal] / max(utility.spread.get(signal, 1.0), LEAST_SPREAD)
+        value_B = outcome(rollouts, signal)
+        for mode in mode_B.unique().tolist():
+            rows_B, direction = (mode_B == mode).numpy(), utility.direction(signal, mode)
+            if direction in ("up", "down"):
+                total_B[rows_B] += scale * (value_B[rows_B] if direction == "up" else 1 - value_B[rows_B])
+            elif direction is not None:
+                total_B[rows_B] += scale * (1 - np.abs(value_B[rows_B] - float(direction)))
+    return total_B
 
 
 def _within_person(data: SessionDataModule) -> dict[str, float]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from amrs.config.groups import UtilityConfig
 from amrs.signals import Kind
 
-_LEAST_SPREAD = 1e-4
+LEAST_SPREAD = 1e-4
 """Spread below which a predicted effect is rounding error: it is not blown up to matter."""
 
 
@@ -51,7 +51,7 @@ class Utility:
             )
         total = torch.zeros(params[signals[0]].shape[:-1], device=mode_B.device)
         for signal in signals:
-            scale = self.weights[signal] / max(self.spread.get(signal, 1.0), _LEAST_SPREAD)
+            scale = self.weights[signal] / max(self.spread.get(signal, 1.0), LEAST_SPREAD)
             for mode in mode_B.unique().tolist():
                 rows = mode_B == mode
                 direction = self.direction(signal, mode)

@@ -7,12 +7,23 @@ import pytest
 import torch
 from tiny_logs import letters, opened, policy, random_log, session, world_model, write
 
+from amrs.config.groups import UtilityConfig
 from amrs.data import SessionDataModule
 from amrs.listeners import ImaginedListeners
-from amrs.outcomes import _occurrence, choose_sessions, diversity_rows, gain_rows, outcome, roll_out
+from amrs.outcomes import (
+    _occurrence,
+    choose_sessions,
+    diversity_rows,
+    gain_rows,
+    outcome,
+    roll_out,
+    session_utility,
+    utility_rows,
+)
 from amrs.policies import FixedPolicy, NeuralPolicy
 from amrs.rollout import Rollouts
-from amrs.splits import TEST, TRAIN
+from amrs.splits import TEST, TRAIN, VALIDATION
+from amrs.utility import Utility
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +134,34 @@ def test_gains_by_hand(data: SessionDataModule) -> None:
     )
     expected = sum(share[c] * rows["arousal", f"mode:{m}"] for c, m in enumerate(("energize", "calm")))
     assert rows["arousal", "all"] == pytest.approx(float(expected))
+
+
+def test_validation_users_are_chosen_for_tuning_and_no_test_user(data: SessionDataModule) -> None:
+    chosen = choose_sessions(data, 50, 4, 0, VALIDATION)
+    assert len(chosen.user_B) and torch.isin(chosen.user_B, data.users(VALIDATION)).all()
+
+
+def ended(valence: list[float], arousal: list[float]) -> Rollouts:
+    """Rollouts of one track with these expected reports."""
+    column = torch.zeros(len(valence), 1)
+    expected = {"valence": torch.tensor(valence)[:, None], "arousal": torch.tensor(arousal)[:, None]}
+    return Rollouts(column.long(), column == 0, column, column, column[:, 0] > 0, expected, None)
+
+
+def test_default_utility_of_a_session_follows_the_direction_of_its_mode() -> None:
+    utility = Utility(UtilityConfig(), ("energize", "calm", "focus"), {"valence": 0.1, "arousal": 0.2})
+    rollouts = ended([0.6] * 4, [0.9] * 4)
+    valence, arousal = 0.5 * 0.6 / 0.1, 0.5 / 0.2
+    up, down, near, unknown = 0.9 * arousal, 0.1 * arousal, 0.6 * arousal, 0.0
+    found = session_utility(rollouts, utility, torch.tensor([0, 1, 2, -1]))
+    assert found == pytest.approx([valence + g for g in (up, down, near, unknown)])
+
+
+def test_gain_in_default_utility_is_its_mean_difference_to_copycat(data: SessionDataModule) -> None:
+    sessions = choose_sessions(data, 40, 1, 0)
+    size = len(sessions.row_B)
+    found = {"copycat": ended([0.5] * size, [0.5] * size), "dpo": ended([0.52] * size, [0.5] * size)}
+    rows = utility_rows("predicted", found, sessions, data, {"valence": 0.04, "arousal": 1.0}, 0, 100)
+    (row,) = [row for row in rows if row.group == "all"]
+    assert (row.subject, row.signal, row.metric, row.unit) == ("dpo", "utility", "gain", "spreads of effects")
+    assert row.value == pytest.approx(0.5 * 0.02 / 0.04, abs=1e-5)

@@ -138,6 +138,8 @@ class DpoConfig:
 
 @dataclass
 class EvaluateConfig:
+    users: Literal["test", "validation"] = "test"
+    """Who is judged on: test users give the results; validation users are for tuning (sweeps)."""
     splits: int = 1
     """Monte Carlo splits by user (data.split.seed, +1, ...), 1 or more."""
     horizon: int | None = None

@@ -11,7 +11,7 @@ from amrs.execution import environment
 from amrs.fidelity import fidelity_rows
 from amrs.listeners import ImaginedListeners
 from amrs.models.world_model import WorldModel
-from amrs.outcomes import Sessions, choose_sessions, diversity_rows, gain_rows, roll_out
+from amrs.outcomes import Sessions, choose_sessions, diversity_rows, gain_rows, roll_out, utility_rows
 from amrs.platform import load_truth
 from amrs.policies import FixedPolicy, GreedyPolicy, NeuralPolicy
 from amrs.report import Report, finite_rows, load, over_splits, terminal_table
@@ -24,6 +24,9 @@ from amrs.stages.prepare import open_data
 from amrs.track_effects import LISTS, likely_lists, true_effect_rows
 from amrs.training import log_once
 from amrs.utility import Utility
+
+PARTS = {"test": TEST, "validation": VALIDATION}
+_TUNING = "Judged on validation users, for tuning: results are what test users give."
 
 
 def run(run: Run, folder: Path) -> None:
@@ -63,7 +66,8 @@ def _one_split(run: Run) -> Report:
         role: world_model.load(run.parents[role].folder, data)
         for role in ("world_model", "labeller", "judge")
     }
-    sessions = choose_sessions(data, section.sessions, section.horizon, config.seed)
+    part = PARTS[section.users]
+    sessions = choose_sessions(data, section.sessions, section.horizon, config.seed, part)
     policies = _policies(run, data, models["labeller"], sessions)
     worlds: dict[str, Environment] = {
         "predicted": ImaginedListeners(models["judge"], data, sessions.horizon),
@@ -74,7 +78,7 @@ def _one_split(run: Run) -> Report:
         platform = load_truth(truth)
         policies["production"] = platform.production()
         worlds["realised"] = platform.environment()
-    rows = fidelity_rows(models["world_model"], data, config.seed, section.bootstrap)
+    rows = fidelity_rows(models["world_model"], data, config.seed, section.bootstrap, part)
     if truth.exists():
         copycat = bc.load(run.parents["bc"].folder, data)
         first_B = torch.zeros_like(sessions.row_B)
@@ -86,6 +90,7 @@ def _one_split(run: Run) -> Report:
     for name, world in worlds.items():
         found = roll_out(policies, world, data.rules(), sessions)
         rows += gain_rows(name, found, sessions, data, config.seed, section.bootstrap)
+        rows += utility_rows(name, found, sessions, data, _spread(run), config.seed, section.bootstrap)
         if name == ("realised" if "realised" in worlds else "predicted"):
             rows += diversity_rows(found, sessions, data, config.seed, section.bootstrap)
     return Report(finite_rows(rows), _provenance(run, data, sessions))
@@ -109,8 +114,7 @@ def _policies(
     run: Run, data: SessionDataModule, labeller: WorldModel, sessions: Sessions
 ) -> dict[str, Policy]:
     """Random, Popularity, Copycat, Greedy and DPO."""
-    spread = read_json(run.parents["preferences"].folder / "summary.json")["effect_spread"]
-    utility = Utility(run.config.utility, data.log.metadata.modes, spread)
+    utility = Utility(run.config.utility, data.log.metadata.modes, _spread(run))
     clone = run.parents["bc"].folder
     popularity_K = (data.plays(TRAIN) + run.config.bc.popularity_smoothing).log()
     return {
@@ -122,13 +126,20 @@ def _policies(
     }
 
 
+def _spread(run: Run) -> dict[str, float]:
+    """Spread of each signal's predicted effect under Copycat, as the labeller sees it."""
+    found: dict[str, float] = read_json(run.parents["preferences"].folder / "summary.json")["effect_spread"]
+    return found
+
+
 def _provenance(run: Run, data: SessionDataModule, sessions: Sessions) -> dict[str, object]:
     config = run.config
     return {
+        "notes": [_TUNING] if config.evaluate.users == "validation" else [],
         "data": data_summary(data),
         **_record(run),
         "protocol": {
-            "test sessions rolled out": len(sessions.row_B),
+            f"{config.evaluate.users} sessions rolled out": len(sessions.row_B),
             "tracks per rollout": sessions.horizon,
             "split seed": config.data.split.seed,
             "seed": config.seed,
