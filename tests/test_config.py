@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -25,6 +25,7 @@ from amrs.config import (
 )
 from amrs.config.graph import Config
 from amrs.config.refusals import SETTINGS
+from amrs.config.stages import PolicyName
 
 ROOT = Path(__file__).parents[1]
 
@@ -240,10 +241,12 @@ def test_the_published_utility_is_half_valence_half_arousal_both_up() -> None:
 
 def test_choices_are_the_keys_of_the_parts_that_can_be_plugged_in() -> None:
     from amrs.importers import IMPORTERS
+    from amrs.lineup import LINEUP
     from amrs.pairs import SAMPLERS
 
     assert SETTINGS["data.name"].choices == tuple(IMPORTERS)
     assert SETTINGS["preferences.sampler"].choices == tuple(SAMPLERS)
+    assert get_args(PolicyName) == tuple(LINEUP)
 
 
 def test_dry_run_is_read_and_is_no_setting() -> None:

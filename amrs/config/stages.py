@@ -1,7 +1,7 @@
 """Settings of each stage, under its own name."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from amrs.config.checks import check
 
@@ -136,6 +136,9 @@ class DpoConfig:
         _check_training("dpo", self)
 
 
+PolicyName = Literal["copycat", "random", "popularity", "greedy", "dpo", "production"]
+
+
 @dataclass
 class EvaluateConfig:
     users: Literal["test", "validation"] = "test"
@@ -148,6 +151,8 @@ class EvaluateConfig:
     """Test sessions rolled out for each policy, spread evenly over test users; 1 or more."""
     bootstrap: int = 1000
     """Bootstrap draws of users for each interval, 100 or more."""
+    policies: list[PolicyName] = field(default_factory=lambda: list(get_args(PolicyName)))
+    """Policies to compare; Copycat always is, production only where there is a platform."""
 
     def __post_init__(self) -> None:
         for key in ("splits", "sessions"):

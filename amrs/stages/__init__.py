@@ -1,23 +1,25 @@
 """The stages of an experiment; the file name is the stage's name."""
 
 import sys
+from functools import partial
+from importlib import import_module
+from pathlib import Path
 
 from amrs.batches import BatchSizeError
+from amrs.config import graph
 from amrs.config.graph import Config
 from amrs.data import TooFewUsersError
 from amrs.execution import Stage, execute, process_rank
-from amrs.runs import RunError, plan
+from amrs.runs import Run, RunError, plan
 from amrs.schema import LogError
-from amrs.stages import bc, dpo, evaluate, preferences, prepare, world_model
 
-STAGES: dict[str, Stage] = {
-    "prepare": prepare.run,
-    "world_model": world_model.run,
-    "bc": bc.run,
-    "preferences": preferences.run,
-    "dpo": dpo.run,
-    "evaluate": evaluate.run,
-}
+
+def _stage(name: str, run: Run, folder: Path) -> None:
+    """A stage is read when it runs: stages use parts that themselves load what other stages trained."""
+    import_module(f"amrs.stages.{name}").run(run, folder)
+
+
+STAGES: dict[str, Stage] = {name: partial(_stage, name) for name in graph.STAGES}
 
 
 def _say(line: str) -> None:

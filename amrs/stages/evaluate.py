@@ -9,13 +9,12 @@ from amrs.config import dump
 from amrs.data import SessionDataModule
 from amrs.execution import environment
 from amrs.fidelity import fidelity_rows
+from amrs.lineup import lineup
 from amrs.listeners import ImaginedListeners
-from amrs.models.world_model import WorldModel
 from amrs.outcomes import Sessions, choose_sessions, diversity_rows, gain_rows, roll_out, utility_rows
 from amrs.platform import load_truth
-from amrs.policies import FixedPolicy, GreedyPolicy, NeuralPolicy
 from amrs.report import Report, finite_rows, load, over_splits, terminal_table
-from amrs.rollout import Environment, Policy
+from amrs.rollout import Environment
 from amrs.runs import Run, RunError, read_json
 from amrs.splits import TEST, TRAIN, VALIDATION
 from amrs.stages import bc, world_model
@@ -23,7 +22,6 @@ from amrs.stages.preferences import next_track_log_probs
 from amrs.stages.prepare import open_data
 from amrs.track_effects import LISTS, likely_lists, true_effect_rows
 from amrs.training import log_once
-from amrs.utility import Utility
 
 PARTS = {"test": TEST, "validation": VALIDATION}
 _TUNING = "Judged on validation users, for tuning: results are what test users give."
@@ -68,7 +66,7 @@ def _one_split(run: Run) -> Report:
     }
     part = PARTS[section.users]
     sessions = choose_sessions(data, section.sessions, section.horizon, config.seed, part)
-    policies = _policies(run, data, models["labeller"], sessions)
+    policies = lineup(run, data, sessions.horizon, section.policies)
     worlds: dict[str, Environment] = {
         "predicted": ImaginedListeners(models["judge"], data, sessions.horizon),
         "predicted_labeller": ImaginedListeners(models["labeller"], data, sessions.horizon),
@@ -76,7 +74,6 @@ def _one_split(run: Run) -> Report:
     truth = run.parents["prepare"].folder / "truth"
     if truth.exists():
         platform = load_truth(truth)
-        policies["production"] = platform.production()
         worlds["realised"] = platform.environment()
     rows = fidelity_rows(models["world_model"], data, config.seed, section.bootstrap, part)
     if truth.exists():
@@ -108,22 +105,6 @@ def _refuse_partial_judge(run: Run) -> None:
             f"{judge.folder} was trained with world_model.users={users}, so it saw the labeller's listeners; "
             "parents.judge needs world_model.users=judge"
         )
-
-
-def _policies(
-    run: Run, data: SessionDataModule, labeller: WorldModel, sessions: Sessions
-) -> dict[str, Policy]:
-    """Random, Popularity, Copycat, Greedy and DPO."""
-    utility = Utility(run.config.utility, data.log.metadata.modes, _spread(run))
-    clone = run.parents["bc"].folder
-    popularity_K = (data.plays(TRAIN) + run.config.bc.popularity_smoothing).log()
-    return {
-        "copycat": NeuralPolicy(bc.load(clone, data), data, sessions.horizon),
-        "random": FixedPolicy(torch.zeros(data.tracks)),
-        "popularity": FixedPolicy(popularity_K),
-        "greedy": GreedyPolicy(labeller, utility, data, sessions.horizon),
-        "dpo": NeuralPolicy(bc.load(run.parents["dpo"].folder, data, clone), data, sessions.horizon),
-    }
 
 
 def _spread(run: Run) -> dict[str, float]:

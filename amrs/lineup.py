@@ -1,0 +1,89 @@
+"""The policies of a run by name: what `evaluate` compares, `stress` tries and `export` serves.
+
+All of them are a `rollout.Policy`, so each runs in the world model and on the platform alike.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from amrs.data import SessionDataModule
+from amrs.models.policy import PolicyModel
+from amrs.models.world_model import WorldModel
+from amrs.platform import load_truth
+from amrs.policies import FixedPolicy, GreedyPolicy, NeuralPolicy
+from amrs.rollout import Policy
+from amrs.runs import Run, RunError, read_json
+from amrs.splits import TRAIN
+from amrs.stages import bc, world_model
+from amrs.utility import Utility
+
+
+@dataclass
+class Parts:
+    """What policies are made of; each part is read when the first policy needs it."""
+
+    run: Run
+    data: SessionDataModule
+    horizon: int
+    """Tracks of a session for which policies keep room in their history."""
+
+    @cached_property
+    def labeller(self) -> WorldModel:
+        """The world model that labelled the pairs and drives Greedy."""
+        return world_model.load(self.run.parents["labeller"].folder, self.data)
+
+    @cached_property
+    def copycat(self) -> PolicyModel:
+        """The frozen reference."""
+        return bc.load(self.run.parents["bc"].folder, self.data)
+
+    @cached_property
+    def utility(self) -> Utility:
+        """The utility as the pairs were labelled with."""
+        summary = read_json(self.run.parents["preferences"].folder / "summary.json")
+        return Utility(self.run.config.utility, self.data.log.metadata.modes, summary["effect_spread"])
+
+
+def lineup(run: Run, data: SessionDataModule, horizon: int, names: Sequence[str]) -> dict[str, Policy]:
+    """The policies `names` in their order, Copycat first: it is what the others are compared with.
+
+    Production is left out where the data set is no platform.
+
+    Raises:
+        RunError: for a name that is not in LINEUP.
+    """
+    unknown = [name for name in names if name not in LINEUP]
+    if unknown:
+        raise RunError(f"no policy is called {', '.join(unknown)}; there are {', '.join(LINEUP)}")
+    parts = Parts(run, data, horizon)
+    made = {name: LINEUP[name](parts) for name in dict.fromkeys(["copycat", *names])}
+    return {name: policy for name, policy in made.items() if policy is not None}
+
+
+def _popularity(parts: Parts) -> Policy:
+    plays_K = parts.data.plays(TRAIN) + parts.run.config.bc.popularity_smoothing
+    return FixedPolicy(plays_K.log())
+
+
+def _dpo(parts: Parts) -> Policy:
+    folders = [parts.run.parents[role].folder for role in ("dpo", "bc")]
+    return NeuralPolicy(bc.load(folders[0], parts.data, folders[1]), parts.data, parts.horizon)
+
+
+def _production(parts: Parts) -> Policy | None:
+    truth = parts.run.parents["prepare"].folder / "truth"
+    return load_truth(truth).production() if truth.exists() else None
+
+
+LINEUP: dict[str, Callable[[Parts], Policy | None]] = {
+    "copycat": lambda p: NeuralPolicy(p.copycat, p.data, p.horizon),
+    "random": lambda p: FixedPolicy(torch.zeros(p.data.tracks)),
+    "popularity": _popularity,
+    "greedy": lambda p: GreedyPolicy(p.labeller, p.utility, p.data, p.horizon),
+    "dpo": _dpo,
+    "production": _production,
+}
+"""Policies by name; None where the data set has no such policy."""
