@@ -12,17 +12,18 @@ from torch import Tensor
 
 from amrs import baselines, metrics
 from amrs.batches import windows
+from amrs.calibration import Judged, Yesno, event_rows, level_rows
 from amrs.data import SessionDataModule
-from amrs.models.world_model import WorldModel
+from amrs.histories import TARGETS
+from amrs.models.world_model import EXTRA, WorldModel
 from amrs.report import Row
-from amrs.splits import TEST
+from amrs.splits import TEST, VALIDATION
 from amrs.targets import AFFECT, Target, targets, training_mean
 from amrs.track_effects import partial_r2, uplift_slope
 
 Known = Literal["forecast", "tracks", "nowcast"]
 GRID_G = np.linspace(0, 1, 101)
 _BATCH = 256
-_LEVEL = 0.8
 
 
 class Predicted(NamedTuple):
@@ -110,7 +111,7 @@ def fidelity_rows(
         test_N = part_S[label.row] == part
         if not test_N.any():
             continue
-        held_out = Target(*(getattr(label, name)[test_N] for name in label.__dataclass_fields__))
+        held_out = kept(label, test_N)
         predicted = predict(model, data, signal, held_out)
         if signal in AFFECT:
             found = {name: p[signal][test_N] for name, p in others.items()}
@@ -118,8 +119,33 @@ def fidelity_rows(
         everyone = {"world_model": predicted.mean_N} | {n: p[signal][test_N] for n, p in others.items()}
         for subject, found in everyone.items():
             rows += _score(subject, signal, held_out, found, means[signal], data, seed, draws)
-        rows += _distribution_rows(signal, held_out, predicted, seed, draws)
+        tuning = kept(label, part_S[label.row] == VALIDATION)
+        known = predict(model, data, signal, tuning)
+        rows += distribution_rows(signal, (tuning, known), (held_out, predicted), seed, draws)
+    for name, label in events(data).items():
+        parts = [kept(label, part_S[label.row] == part) for part in (VALIDATION, TEST)]
+        if all(len(part.row) for part in parts):
+            tuned, tested = ((part, predict(model, data, name, part)) for part in parts)
+            rows += distribution_rows(name, tuned, tested, seed, draws)
     return rows
+
+
+def kept(label: Target, keep_N: np.ndarray) -> Target:
+    """The labels where `keep_N` is True."""
+    return Target(*(getattr(label, name)[keep_N] for name in label.__dataclass_fields__))
+
+
+def events(data: SessionDataModule) -> dict[str, Target]:
+    """Labels of what is learned besides the signals: leaving, and whether ratings and reports are given."""
+    flat, found = data.flat, {}
+    for name in EXTRA:
+        value_N = flat.target_NY[:, TARGETS.index(name)]
+        token = (~value_N.isnan()).nonzero()[:, 0]
+        row = flat.session_N[token]
+        columns = (row, flat.step_N[token], value_N[token].double(), flat.user_S[row], flat.mode_S[row],
+                   flat.cohort_S[row])  # fmt: skip
+        found[name] = Target(*(column.numpy() for column in columns))
+    return found
 
 
 def _track_rows(
@@ -184,38 +210,21 @@ def _score(
     return rows
 
 
-def _distribution_rows(signal: str, label: Target, predicted: Predicted, seed: int, draws: int) -> list[Row]:
+def distribution_rows(
+    signal: str,
+    validation: tuple[Target, Predicted],
+    test: tuple[Target, Predicted],
+    seed: int,
+    draws: int,
+    group: str = "all",
+) -> list[Row]:
     """Calibration of the world model's distributions: how far they may be trusted, not only their means."""
-    y_N, user_N = label.value, label.user
-    if signal == "rating":
-        value = metrics.ece(y_N, predicted.mean_N)
-        return [
-            Row(
-                "fidelity",
-                "world_model",
-                signal,
-                "ece",
-                "mean",
-                "all",
-                value,
-                None,
-                None,
-                len(y_N),
-                "fraction",
-            )
-        ]
-    low_N, high_N = metrics.interval_from_cdf(predicted.cdf_NG, GRID_G, _LEVEL)
-    found = {
-        "crps": (
-            metrics.mean_interval(metrics.crps(y_N, predicted.cdf_NG, GRID_G), user_N, draws, seed),
-            "scale points",
-        ),
-        "coverage_80": (
-            metrics.mean_interval(metrics.coverage(y_N, low_N, high_N), user_N, draws, seed),
-            "fraction",
-        ),
-    }
-    return [
-        Row("fidelity", "world_model", signal, metric, "mean", "all", *estimate, unit)
-        for metric, (estimate, unit) in found.items()
-    ]
+    if signal in EXTRA or signal == "rating":
+        tuned, tested = (
+            Yesno(label.value.astype(np.float64), p.mean_N, label.user) for label, p in (validation, test)
+        )
+        return event_rows(signal, tuned, tested, seed, draws, group)
+    known, judged = (
+        Judged(label.value.astype(np.float64), p.cdf_NG, label.user) for label, p in (validation, test)
+    )
+    return level_rows(signal, known, judged, GRID_G, seed, draws, group)

@@ -47,7 +47,7 @@ def auroc(label_N: npt.ArrayLike, score_N: npt.ArrayLike) -> float:
     By mid-ranks (Mann and Whitney 1947). `label_N` is 0 or 1. NaN with one class only.
     """
     label_N, score_N = observed(label_N, score_N)
-    positive_N = _binary(label_N)
+    positive_N = binary(label_N)
     positives, negatives = int(positive_N.sum()), int((~positive_N).sum())
     if positives == 0 or negatives == 0:
         return float("nan")
@@ -55,26 +55,6 @@ def auroc(label_N: npt.ArrayLike, score_N: npt.ArrayLike) -> float:
     middle_V = np.cumsum(size_V) - (size_V - 1) / 2.0
     rank_sum = float(middle_V[group_N][positive_N].sum())
     return (rank_sum - positives * (positives + 1) / 2.0) / (positives * negatives)
-
-
-def ece(label_N: npt.ArrayLike, probability_N: npt.ArrayLike, bins: int = 10) -> float:
-    """Expected calibration error over `bins` bins of equal count, ordered by probability; in [0, 1].
-
-    The mean over bins of |mean probability - share of positives|, weighted by count; fewer observations
-    than bins make bins of one. Equal predictions share their mean label first, so the order of rows does
-    not matter where a bin's edge falls between them.
-    """
-    label_N, probability_N = observed(label_N, probability_N)
-    _binary(label_N)
-    if len(label_N) == 0:
-        return float("nan")
-    _, group_N, size_V = np.unique(probability_N, return_inverse=True, return_counts=True)
-    share_N = (np.bincount(group_N, weights=label_N) / size_V)[group_N]
-    order_N = np.argsort(probability_N, kind="stable")
-    gap_N = (probability_N - share_N)[order_N]
-    start_B = np.unique(np.arange(min(bins, len(gap_N))) * len(gap_N) // bins if len(gap_N) >= bins
-                        else np.arange(len(gap_N)))  # fmt: skip
-    return float(np.abs(np.add.reduceat(gap_N, start_B)).sum() / len(gap_N))
 
 
 def crps(y_N: npt.ArrayLike, cdf_NG: npt.ArrayLike, grid_G: npt.ArrayLike) -> Floats:
@@ -85,7 +65,7 @@ def crps(y_N: npt.ArrayLike, cdf_NG: npt.ArrayLike, grid_G: npt.ArrayLike) -> Fl
     point, or the jump is smeared over the last cell. Gneiting and Raftery 2007, eq. 20.
     """
     y_N, cdf_NG = observed(y_N, cdf_NG)
-    grid_G = _grid(grid_G, cdf_NG)
+    grid_G = grid_of(grid_G, cdf_NG)
     if len(y_N) and (y_N.min() < grid_G[0] or y_N.max() > grid_G[-1]):
         raise ValueError(f"observations must lie on the grid's range [{grid_G[0]:g}, {grid_G[-1]:g}]")
     width_G = np.diff(grid_G)
@@ -107,7 +87,7 @@ def interval_from_cdf(cdf_NG: npt.ArrayLike, grid_G: npt.ArrayLike, level: float
     the overshoot. Mass at an end makes the end the quantile.
     """
     (cdf_NG,) = observed(cdf_NG)
-    grid_G = _grid(grid_G, cdf_NG)
+    grid_G = grid_of(grid_G, cdf_NG)
     low_N, high_N = (_quantile(cdf_NG, grid_G, (1.0 + sign * level) / 2.0) for sign in (-1, 1))
     return low_N, high_N
 
@@ -131,14 +111,16 @@ def within_person_sd(y_N: npt.ArrayLike, user_N: npt.ArrayLike) -> float:
     return float(np.sqrt(np.sum((y_N - mean_U[user_N]) ** 2) / freedom)) if freedom else float("nan")
 
 
-def _binary(label_N: Floats) -> npt.NDArray[np.bool_]:
+def binary(label_N: Floats) -> npt.NDArray[np.bool_]:
+    """Which labels are 1; anything but 0 and 1 is refused."""
     if not np.isin(label_N, (0.0, 1.0)).all():
         raise ValueError(f"labels must be 0 or 1, not {np.setdiff1d(label_N, (0.0, 1.0))[0]:g}")
     positive_N: npt.NDArray[np.bool_] = label_N == 1.0
     return positive_N
 
 
-def _grid(grid_G: npt.ArrayLike, cdf_NG: Floats) -> Floats:
+def grid_of(grid_G: npt.ArrayLike, cdf_NG: Floats) -> Floats:
+    """The grid as float64, if it rises and fits the CDF."""
     grid_G = np.asarray(grid_G, dtype=np.float64)
     if cdf_NG.ndim != 2 or cdf_NG.shape[1] != len(grid_G):
         raise ValueError(f"a CDF of shape {cdf_NG.shape} does not fit a grid of {len(grid_G)} points")

@@ -63,6 +63,14 @@ def dot(axes: Axes, row: Row, place: float, colour: str, marker: str) -> None:
     axes.plot([row.value], [place], marker, color=ink, markersize=5.5, zorder=3)
 
 
+def standing(axes: Axes, row: Row, place: float, colour: str, marker: str) -> None:
+    """A figure and its interval on one upright line."""
+    ink = PLACEHOLDERS[colour]
+    if row.low is not None and row.high is not None:
+        axes.plot([place, place], [row.low, row.high], color=ink, linewidth=1.2, zorder=2)
+    axes.plot([place], [row.value], marker, color=ink, markersize=4.5, zorder=3)
+
+
 def cross(axes: Axes, across: Row, up: Row, colour: str, marker: str) -> None:
     """A point with an interval either way."""
     ink = PLACEHOLDERS[colour]

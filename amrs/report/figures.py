@@ -11,11 +11,15 @@ from amrs.report.canvas import (
     line,
     name_places,
     panel,
+    standing,
     tag,
 )
 from amrs.report.rows import MODELS, POLICIES, Report, Row
 from amrs.report.tables import lead_section
 from amrs.report.words import GAIN_SECTIONS, MAIN_FIT, cell, counts, label, subjects
+
+_BEFORE_AFTER = {"world_model": ("model", "o"), "recalibrated": ("other", "^")}
+"""Colour and marker of the world model and of it recalibrated."""
 
 
 def fidelity_panels(report: Report) -> list[Panel]:
@@ -37,6 +41,68 @@ def fidelity_panels(report: Report) -> list[Panel]:
         title, subject = f"{label(signal)}, {counts(rows.values())}", f"{label(signal)} {label(metric)}"
         panels.append(panel(title, figure, subject, [rows[name] for name in names]))
     return panels
+
+
+def reliability_panels(report: Report) -> list[Panel]:
+    """Observed against predicted share of each yes-or-no signal, before and after recalibration."""
+    panels = []
+    for signal in ("rating", "left", "rated", "reported"):
+        keys = {"section": "fidelity", "signal": signal}
+        across = _bins(report, metric="reliability_predicted", **keys)
+        up = _bins(report, metric="reliability_observed", **keys)
+        if not up:
+            continue
+        figure, axes = canvas(2.9)
+        for subject, (colour, marker) in _BEFORE_AFTER.items():
+            points = [(across[key].value, row.value) for key, row in up.items() if key[0] == subject]
+            if points:
+                ink = PLACEHOLDERS[colour]
+                axes.plot(*zip(*points, strict=True), marker, linestyle="-", color=ink, linewidth=1.0,
+                          markersize=5.0, label=label(subject), zorder=3)  # fmt: skip
+        axes.axline((0.0, 0.0), slope=1.0, **DASHED)
+        axes.set_xlabel("predicted probability")
+        axes.set_ylabel("observed share")
+        axes.legend(frameon=False, fontsize=8)
+        shown = [row for key, row in up.items() if key[0] == "world_model"]
+        title = f"{label(signal)}, n\u00a0=\u00a0{sum(row.n for row in shown):,}"
+        drawn = panel(title, figure, f"Reliability of {label(signal)}", list(up.values()), by="subject")
+        words = "; ".join(
+            f"{label(key[0])} predicted {across[key].value:.2f}, observed {row.value:.2f}"
+            for key, row in up.items()
+        )
+        panels.append(drawn._replace(alt=f"Reliability of {label(signal)}, bin by bin: {words}."))
+    return panels
+
+
+def pit_panels(report: Report) -> list[Panel]:
+    """Where observations fell in their predicted distributions; flat is calibrated."""
+    panels = []
+    for signal in ("valence", "arousal", "engagement"):
+        found = _bins(report, section="fidelity", signal=signal, metric="pit_share")
+        if not found:
+            continue
+        figure, axes = canvas(2.4)
+        bins = len({group for _, group in found})
+        for shift, (subject, (colour, marker)) in zip((-0.12, 0.12), _BEFORE_AFTER.items(), strict=True):
+            rows = [row for key, row in found.items() if key[0] == subject]
+            for row in rows:
+                place = (int(row.group.partition(":")[2]) + 0.5 + shift) / bins
+                standing(axes, row, place, colour, marker)
+        axes.axhline(1 / bins, **DASHED)
+        axes.set_ylim(bottom=0.0)
+        axes.set_xlabel("level of the predicted distribution")
+        axes.set_ylabel("share of observations")
+        shown = [row for key, row in found.items() if key[0] == "world_model"]
+        title = f"{label(signal)}, {counts(shown)}"
+        panels.append(panel(title, figure, f"PIT of {signal} by tenth", list(found.values()), by="subject"))
+    return panels
+
+
+def _bins(report: Report, **keys: str) -> dict[tuple[str, str], Row]:
+    """Rows by subject and bin, in order."""
+    rows = [row for row in report.rows if row.split == "mean" and row.group.startswith("bin:")
+            and all(getattr(row, key) == value for key, value in keys.items())]  # fmt: skip
+    return {(row.subject, row.group): row for row in rows}
 
 
 def gain_panels(report: Report) -> list[Panel]:

@@ -76,6 +76,8 @@ def _chapters(report: Report) -> list[Chapter]:
         Chapter("model", "Can the world model be believed?", _MODEL, _parts(
             (_FIT, figures.fidelity_panels(report), tables.fidelity_table(report)),
             (_REST, [], tables.fidelity_rest(report)),
+            (_RELIABILITY, figures.reliability_panels(report), None),
+            (_PIT, figures.pit_panels(report), None),
             ("", [], tables.fidelity_groups(report)),
             ("", [], tables.ablation_table(report)),
         )),
@@ -133,9 +135,19 @@ _FIT = (
 )
 _REST = (
     "MAE is the mean absolute error in scale points. CRPS scores the whole predictive distribution (lower "
-    "is better). Coverage is the share of observations inside the central predictive interval: it should "
-    "equal the interval's level. ECE is the mean gap between predicted and observed shares over ten bins "
-    "of equal count."
+    "is better). Coverage is the share of observations inside the central predictive interval (mass on an "
+    "end counts by its share inside): it should equal the interval's level. ECE is the mean gap between "
+    "predicted and observed shares over ten bins of equal count."
+)
+_RELIABILITY = (
+    "Where a probability means what it says, points lie on the dashed diagonal. Each point is a tenth of the "
+    "held-out predictions. Triangles are the same predictions recalibrated on validation users, shown only "
+    "where that helped those users."
+)
+_PIT = (
+    "The level at which each observation fell in its predicted distribution (randomised PIT). Calibrated "
+    "distributions are flat at the dashed line; a heap in the middle says too wide, at the ends too narrow, "
+    "to one side biased. Circles: the world model; triangles: recalibrated."
 )
 _POLICIES = (
     "Copycat imitates the service that made the logs; every gain is a difference to it for the same "

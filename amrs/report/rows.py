@@ -2,8 +2,8 @@
 them.
 
 Names are added here, never changed: other tools read them. `split` is a split's number or "mean" over
-splits (with one split only "mean"), always of test users; `group` is "all", "cohort:<name>", "mode:<name>"
-or "known:<when>"; `signal` is "all" where none applies.
+splits (with one split only "mean"), always of test users; `group` is "all" or
+one of `GROUPS` with a name, as "cohort:<name>"; `signal` is "all" where none applies.
 """
 
 import json
@@ -20,22 +20,27 @@ SECTIONS = (
     "off_policy", "stress", "gate",
 )  # fmt: skip
 MODELS = (
-    "world_model", "track_blind", "persistence_pre", "persistence_last", "user_mean", "ridge", "boosting",
+    "world_model", "recalibrated", "track_blind", "persistence_pre", "persistence_last", "user_mean", "ridge",
+    "boosting",
 )  # fmt: skip
 POLICIES = (
     "random", "popularity", "production", "copycat", "greedy", "boltzmann", "soft_boltzmann", "best_of_n",
     "dpo",
 )  # fmt: skip
-SIGNALS = ("engagement", "rating", "valence", "arousal", "utility", "all")
+SIGNALS = (
+    "engagement", "rating", "valence", "arousal", "left", "rated", "reported", "utility", "all",
+)  # fmt: skip
 METRICS = (
     "r2", "mae", "auroc", "ece", "crps", "coverage_50", "coverage_80", "coverage_95", "partial_r2",
     "uplift_slope", "effect_slope", "effect_correlation", "mean", "gain", "gain_sd", "relative_gain",
     "gain_over_production", "kl", "harm", "breaking_point", "catalogue_coverage", "entropy",
     "effective_tracks", "intra_list", "gini", "artist_entropy", "novelty", "repeat_rate",
-    "between_listeners",
+    "between_listeners", "pit_ks", "pit_share", "reliability_predicted", "reliability_observed",
 )  # fmt: skip
 _VARIANT = re.compile(r"ablation:\w+|dpo:\w+(:\w+)?")  # ablation:<name>, dpo:<sampler>, dpo:<sampler>:<loss>
-_GROUP = re.compile(r"all|(cohort|mode|known):\S.*")
+GROUPS = ("cohort", "mode", "known", "bin", "users", "horizon", "gamma", "distance", "genres", "compared")
+"""Kinds of groups: a group is "all" or <kind>:<name>."""
+_GROUP = re.compile(rf"all|({'|'.join(GROUPS)}):\S.*")
 
 
 class ReportError(ValueError):
@@ -143,7 +148,7 @@ def _fault(row: Row) -> str | None:
         names = (*MODELS, *POLICIES, "ablation:<name>", "dpo:<sampler>")
         return f"subject {row.subject!r} is not one of {', '.join(names)}"
     if not _GROUP.fullmatch(row.group):
-        return f"group {row.group!r} is not all, cohort:<name>, mode:<name> or known:<when>"
+        return f"group {row.group!r} is not all or <kind>:<name> with a kind among {', '.join(GROUPS)}"
     if row.split != "mean" and (not isinstance(row.split, int) or isinstance(row.split, bool)):
         return f"split {row.split!r} is neither a split's number nor 'mean'"
     if not _number(row.value):

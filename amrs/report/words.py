@@ -4,10 +4,11 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from amrs.report.rows import MODELS, POLICIES, Report, Row
+from amrs.report.rows import GROUPS, MODELS, POLICIES, Report, Row
 
 LABELS = {
-    "world_model": "World model", "track_blind": "World model, track-blind",
+    "world_model": "World model", "recalibrated": "World model, recalibrated",
+    "track_blind": "World model, track-blind",
     "persistence_pre": "Copy the pre-session report", "persistence_last": "Copy the last report",
     "user_mean": "Running mean of the user", "ridge": "Ridge regression", "boosting": "Gradient boosting",
     "random": "Random", "popularity": "Popularity", "production": "Production", "copycat": "Copycat",
@@ -19,7 +20,8 @@ LABELS = {
     "entropy": "Entropy (normalised)", "effective_tracks": "Effective tracks",
     "intra_list": "Inside a session", "gini": "Gini", "artist_entropy": "Artist entropy",
     "novelty": "Novelty (bits)", "repeat_rate": "Repeat rate", "between_listeners": "Between listeners",
-    "kl": "KL to Copycat (nats a track)", "all": "All",
+    "kl": "KL to Copycat (nats a track)", "all": "All", "left": "Leaving", "rated": "A rating is given",
+    "reported": "A report is given", "pit_ks": "PIT, distance to uniform",
 }  # fmt: skip
 GAIN_SECTIONS = ("realised", "predicted", "predicted_labeller")
 MAIN_FIT = (("valence", "r2"), ("arousal", "r2"), ("engagement", "r2"), ("rating", "auroc"))
@@ -39,7 +41,7 @@ class Finding(NamedTuple):
 def label(name: str) -> str:
     """A subject, section, metric or group in words: `dpo:credited` becomes "DPO (credited)"."""
     head, _, rest = name.partition(":")
-    if head in ("cohort", "mode", "known"):
+    if head in GROUPS:
         return f"{head.capitalize()}: {rest}"
     if head == "ablation":
         return f"Without {rest.replace('_', ' ')}"
