@@ -148,7 +148,7 @@ def _fault(row: Row) -> str | None:
         names = (*MODELS, *POLICIES, "ablation:<name>", "dpo:<sampler>")
         return f"subject {row.subject!r} is not one of {', '.join(names)}"
     if not _GROUP.fullmatch(row.group):
-        return f"group {row.group!r} is not all or <kind>:<name> with a kind among {', '.join(GROUPS)}"
+        return f"group {row.group!r} is not all, {', '.join(f'{kind}:<name>' for kind in GROUPS)}"
     if row.split != "mean" and (not isinstance(row.split, int) or isinstance(row.split, bool)):
         return f"split {row.split!r} is neither a split's number nor 'mean'"
     if not _number(row.value):
