@@ -148,6 +148,21 @@ def events(data: SessionDataModule) -> dict[str, Target]:
     return found
 
 
+def model_rows(subject: str, model: WorldModel, data: SessionDataModule, seed: int, draws: int) -> list[Row]:
+    """Point figures of one world model on test users, under the name `subject`."""
+    labels = targets(data.log)
+    part_S = data.part_S.numpy().astype(np.int8)
+    means = training_mean(labels, part_S)
+    rows = []
+    for signal, label in labels.items():
+        test_N = part_S[label.row] == TEST
+        if test_N.any():
+            held_out = kept(label, test_N)
+            mean_N = predict(model, data, signal, held_out).mean_N
+            rows += _score(subject, signal, held_out, mean_N, means[signal], data, seed, draws)
+    return rows
+
+
 def _track_rows(
     model: WorldModel, data: SessionDataModule, signal: str, label: Target, predicted: Predicted,
     others: dict[str, np.ndarray], train_mean: float, seed: int, draws: int,

@@ -35,7 +35,16 @@ ROLES: dict[str, tuple[str, ...]] = {
     "evaluate": ("prepare", "world_model", "labeller", "judge", "bc", "preferences", "dpo"),
 }
 """The parents of each stage by role; labeller and judge are world models on halves of the users."""
+_CHAPTERS = {
+    "fidelity": ("prepare", "world_model"),
+    "policies": ("prepare", "labeller", "judge", "bc", "preferences", "dpo"),
+}
+"""Of an evaluation's parents, those that each chapter needs."""
+_MERGED = "study_"
+"""Before the name of a study in its role as parent of a report."""
 _RESULT_TRAINER = ("max_steps", "precision")
+_NOT_OF_A_STUDY = ("chapters", "studies", "splits")
+"""Settings of an evaluation that its studies do not depend on."""
 
 
 class RunError(RuntimeError):
@@ -95,14 +104,41 @@ def _plan(config: Config, role: str, made: dict[tuple[str, str], Run]) -> Run:
     if stage == "world_model":
         users: Any = "all" if role == "world_model" else role
         config = replace(config, world_model=replace(config.world_model, users=users))
-    if stage == "evaluate" and config.evaluate.splits > 1:
-        splits = [_split_config(config, k) for k in range(config.evaluate.splits)]
-        parents = {f"split_{k}": _plan(split, role, made) for k, split in enumerate(splits)}
-    else:
-        parents = {name: _plan(config, name, made) for name in ROLES[stage]}
+    wanted = _evaluate_parents(config) if stage == "evaluate" else {name: config for name in ROLES[stage]}
+    parents = {
+        name: _plan(part, name if part is config else _role(part), made) for name, part in wanted.items()
+    }
     fingerprint = _fingerprint(stage, config, parents)
     run = Run(stage, role, config, parents, fingerprint, Path(config.runs) / stage / fingerprint)
     return made.setdefault((role, fingerprint), run)
+
+
+def _evaluate_parents(config: Config) -> dict[str, Config]:
+    """What an evaluation stands on, by name; parts with settings of their own are runs of their own."""
+    section = config.evaluate
+    if section.study is not None:
+        from amrs.studies import STUDIES  # imports torch; planning a training does not need it
+
+        study = STUDIES[section.study]
+        return {**{name: config for name in study.parents}, **study.parts(config)}
+    studies = {
+        f"{_MERGED}{name}": replace(config, evaluate=replace(section, study=name, studies=[]))
+        for name in section.studies
+    }
+    if section.splits > 1:
+        return {f"split_{k}": _split_config(config, k) for k in range(section.splits)} | studies
+    needed = {role for chapter in section.chapters for role in _CHAPTERS[chapter]}
+    return {role: config for role in ROLES["evaluate"] if role in needed} | studies
+
+
+def merged_studies(run: Run) -> list[Run]:
+    """The studies whose rows go into this run's report."""
+    return [parent for name, parent in run.parents.items() if name.startswith(_MERGED)]
+
+
+def splits_of(run: Run) -> list[Run]:
+    """The runs of the single splits that this run puts together, in order."""
+    return [parent for name, parent in run.parents.items() if name.startswith("split_")]
 
 
 def _split_config(config: Config, k: int) -> Config:
@@ -113,7 +149,7 @@ def _split_config(config: Config, k: int) -> Config:
     return replace(
         config,
         data=replace(data, split=split, platform=platform),
-        evaluate=replace(config.evaluate, splits=1),
+        evaluate=replace(config.evaluate, splits=1, studies=[]),
     )
 
 
@@ -153,7 +189,7 @@ def result_settings(stage: str, config: Config) -> dict[str, Any]:
             data["files"] = _files(config.data.raw_dir)
         return data
     reads: dict[str, Any] = {}
-    for name in READS[stage]:
+    for name in _reads(stage, config):
         if name == "split":
             reads[name] = split
         elif name == "trainer":
@@ -161,7 +197,16 @@ def result_settings(stage: str, config: Config) -> dict[str, Any]:
         else:
             value = getattr(config, name)
             reads[name] = value if isinstance(value, int) else asdict(value)
+    if stage == "evaluate" and config.evaluate.study is not None:
+        reads["evaluate"] = {key: x for key, x in reads["evaluate"].items() if key not in _NOT_OF_A_STUDY}
     return reads
+
+
+def _reads(stage: str, config: Config) -> tuple[str, ...]:
+    """The sections that count; the utility does not where no policy is judged."""
+    if stage == "evaluate" and config.evaluate.study is None and config.evaluate.chapters == ["fidelity"]:
+        return tuple(name for name in READS[stage] if name != "utility")
+    return READS[stage]
 
 
 def _files(raw_dir: str | None) -> list[tuple[str, int, int]]:

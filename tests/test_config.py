@@ -243,10 +243,23 @@ def test_choices_are_the_keys_of_the_parts_that_can_be_plugged_in() -> None:
     from amrs.importers import IMPORTERS
     from amrs.lineup import LINEUP
     from amrs.pairs import SAMPLERS
+    from amrs.studies import STUDIES
 
     assert SETTINGS["data.name"].choices == tuple(IMPORTERS)
     assert SETTINGS["preferences.sampler"].choices == tuple(SAMPLERS)
     assert get_args(PolicyName) == tuple(LINEUP)
+    assert SETTINGS["evaluate.study"].choices == SETTINGS["evaluate.studies"].choices == tuple(STUDIES)
+
+
+def test_a_list_of_one_needs_no_brackets() -> None:
+    one, two = load(["stage=evaluate", "evaluate.chapters=fidelity"]), load(["stage=evaluate"])
+    assert one.evaluate.chapters == ["fidelity"] and two.evaluate.chapters == ["fidelity", "policies"]
+    given = load(["stage=evaluate", "evaluate.chapters=policies,fidelity"])
+    assert given.evaluate.chapters == ["policies", "fidelity"]
+    with pytest.raises(ConfigError, match="each one of fidelity, policies"):
+        load(["stage=evaluate", "evaluate.chapters=fidelty"])
+    with pytest.raises(ConfigError, match="different names"):
+        load(["stage=evaluate", "evaluate.chapters=[fidelity,fidelity]"])
 
 
 def test_dry_run_is_read_and_is_no_setting() -> None:

@@ -130,6 +130,8 @@ def _read_value(key: str, text: str, stage: Stage) -> Any:
     setting = _find(key, stage)
     if text in NULLS:
         return None
+    if setting is not None and setting.is_list and not text.startswith("["):
+        text = f"[{text}]"  # one name needs no brackets
     if setting is not None and setting.is_text:
         return text
     try:

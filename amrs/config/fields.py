@@ -21,15 +21,21 @@ class Setting:
     doc: str
 
     @property
+    def is_list(self) -> bool:
+        """Whether several values can be given."""
+        return get_origin(self.hint) is list
+
+    @property
     def choices(self) -> tuple[str, ...]:
         """The values that are allowed, where they are a closed list."""
-        inner = (*_without_none(self.hint), self.hint)[0]
+        hint = get_args(self.hint)[0] if self.is_list else self.hint
+        inner = (*_without_none(hint), hint)[0]
         return get_args(inner) if get_origin(inner) is Literal else ()
 
     @property
     def is_text(self) -> bool:
         """Whether the value is taken as it is written, not read as YAML."""
-        return self.choices != () or str in (self.hint, *_without_none(self.hint))
+        return not self.is_list and (self.choices != () or str in (self.hint, *_without_none(self.hint)))
 
     @property
     def is_open(self) -> bool:

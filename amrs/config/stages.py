@@ -137,12 +137,20 @@ class DpoConfig:
 
 
 PolicyName = Literal["copycat", "random", "popularity", "greedy", "dpo", "production"]
+Chapter = Literal["fidelity", "policies"]
+StudyName = Literal["ablations"]
 
 
 @dataclass
 class EvaluateConfig:
     users: Literal["test", "validation"] = "test"
     """Who is judged on: test users give the results; validation users are for tuning (sweeps)."""
+    chapters: list[Chapter] = field(default_factory=lambda: ["fidelity", "policies"])
+    """What is judged: the world model's predictions, the policies; fidelity alone trains one world model."""
+    study: StudyName | None = None
+    """Make this study, in a run folder of its own, instead of the chapters."""
+    studies: list[StudyName] = field(default_factory=list)
+    """Studies whose rows are merged into the report; those that are missing are made first."""
     splits: int = 1
     """Monte Carlo splits by user (data.split.seed, +1, ...), 1 or more."""
     horizon: int | None = None
@@ -155,6 +163,12 @@ class EvaluateConfig:
     """Policies to compare; Copycat always is, production only where there is a platform."""
 
     def __post_init__(self) -> None:
+        check(
+            len(self.chapters) > 0, "evaluate.chapters", self.chapters, "one of fidelity, policies, or both"
+        )
+        for key in ("chapters", "studies"):
+            given = getattr(self, key)
+            check(len(set(given)) == len(given), f"evaluate.{key}", given, "different names")
         for key in ("splits", "sessions"):
             check(getattr(self, key) >= 1, f"evaluate.{key}", getattr(self, key), "1 or more")
         check(

@@ -22,6 +22,9 @@ LABELS = {
     "novelty": "Novelty (bits)", "repeat_rate": "Repeat rate", "between_listeners": "Between listeners",
     "kl": "KL to Copycat (nats a track)", "all": "All", "left": "Leaving", "rated": "A rating is given",
     "reported": "A report is given", "pit_ks": "PIT, distance to uniform",
+    "ablation:positions_learned": "Learned positions", "ablation:positions_rope": "Rotary positions",
+    "ablation:history_8": "History of 8 events", "ablation:history_32": "History of 32 events",
+    "ablation:one_member": "One member",
 }  # fmt: skip
 GAIN_SECTIONS = ("realised", "predicted", "predicted_labeller")
 MAIN_FIT = (("valence", "r2"), ("arousal", "r2"), ("engagement", "r2"), ("rating", "auroc"))
@@ -44,6 +47,8 @@ def label(name: str) -> str:
     if head in GROUPS:
         return f"{head.capitalize()}: {rest}"
     if head == "ablation":
+        if name in LABELS:
+            return LABELS[name]
         return f"Without {rest.replace('_', ' ')}"
     words = LABELS.get(head, head.replace("_", " ").capitalize())
     return f"{words} ({rest.replace(':', ', ')})" if rest else words

@@ -6,19 +6,19 @@ import torch
 import yaml
 
 from amrs.config import dump
+from amrs.config.stages import StudyName
 from amrs.data import SessionDataModule
 from amrs.execution import environment
 from amrs.fidelity import fidelity_rows
 from amrs.lineup import lineup
 from amrs.listeners import ImaginedListeners
 from amrs.outcomes import Sessions, choose_sessions, diversity_rows, gain_rows, roll_out, utility_rows
-from amrs.platform import load_truth
-from amrs.report import Report, finite_rows, load, over_splits, terminal_table
+from amrs.platform import Platform, load_truth
+from amrs.report import Report, Row, finite_rows, load, over_splits, terminal_table
 from amrs.rollout import Environment
-from amrs.runs import Run, RunError, read_json
+from amrs.runs import Run, RunError, merged_studies, read_json, splits_of
 from amrs.splits import TEST, TRAIN, VALIDATION
-from amrs.stages import bc, world_model
-from amrs.stages.preferences import next_track_log_probs
+from amrs.stages import world_model
 from amrs.stages.prepare import open_data
 from amrs.track_effects import LISTS, likely_lists, true_effect_rows
 from amrs.training import log_once
@@ -28,11 +28,28 @@ _TUNING = "Judged on validation users, for tuning: results are what test users g
 
 
 def run(run: Run, folder: Path) -> None:
-    """Fidelity, outcomes and diversity of test users to `folder`/report.json and report.html."""
-    report = _one_split(run) if run.config.evaluate.splits == 1 else _all_splits(run)
+    """The chapters (or one study) to `folder`/report.json and report.html."""
+    report = _report(run)
+    merged = [row for study in merged_studies(run) for row in load(study.folder).rows]
+    report = Report([*report.rows, *merged], report.provenance)
     report.save(folder)
     log_once(run, folder, _figures(report))
     print(terminal_table(report))
+
+
+def _report(run: Run) -> Report:
+    if run.config.evaluate.study is not None:
+        return _study(run, run.config.evaluate.study)
+    return _all_splits(run) if splits_of(run) else _one_split(run)
+
+
+def _study(run: Run, name: StudyName) -> Report:
+    from amrs.studies import STUDIES  # the studies import stages
+
+    rows = finite_rows(STUDIES[name].rows(run))
+    title = f"Study: {name.replace('_', ' ')}"
+    fingerprints = {role: parent.fingerprint for role, parent in run.parents.items()}
+    return Report(rows, {"title": title, **_record(run), "fingerprints": fingerprints})
 
 
 def _figures(report: Report) -> dict[str, float]:
@@ -48,7 +65,7 @@ def _figures(report: Report) -> dict[str, float]:
 
 def _all_splits(run: Run) -> Report:
     """The reports of all splits as one; each split has a finished run folder of its own."""
-    reports = [load(parent.folder) for parent in run.parents.values()]
+    reports = [load(parent.folder) for parent in splits_of(run)]
     split = run.config.data.split
     rows = over_splits(reports, split.test / (1 - split.validation - split.test))
     first = reports[0].provenance
@@ -59,38 +76,53 @@ def _all_splits(run: Run) -> Report:
 def _one_split(run: Run) -> Report:
     config, section = run.config, run.config.evaluate
     data = open_data(run)
-    _refuse_partial_judge(run)
-    models = {
-        role: world_model.load(run.parents[role].folder, data)
-        for role in ("world_model", "labeller", "judge")
-    }
     part = PARTS[section.users]
     sessions = choose_sessions(data, section.sessions, section.horizon, config.seed, part)
-    policies = lineup(run, data, sessions.horizon, section.policies)
-    worlds: dict[str, Environment] = {
-        "predicted": ImaginedListeners(models["judge"], data, sessions.horizon),
-        "predicted_labeller": ImaginedListeners(models["labeller"], data, sessions.horizon),
-    }
     truth = run.parents["prepare"].folder / "truth"
-    if truth.exists():
-        platform = load_truth(truth)
-        worlds["realised"] = platform.environment()
-    rows = fidelity_rows(models["world_model"], data, config.seed, section.bootstrap, part)
-    if truth.exists():
-        copycat = bc.load(run.parents["bc"].folder, data)
-        first_B = torch.zeros_like(sessions.row_B)
-        log_p_BK = next_track_log_probs(copycat, data, data.rules(), sessions.row_B, first_B)
+    platform = load_truth(truth) if truth.exists() else None
+    rows = []
+    if "fidelity" in section.chapters:
+        rows += _fidelity(run, data, sessions, platform)
+    if "policies" in section.chapters:
+        rows += _policy_rows(run, data, sessions, platform)
+    return Report(finite_rows(rows), _provenance(run, data, sessions))
+
+
+def _fidelity(run: Run, data: SessionDataModule, sessions: Sessions, platform: Platform | None) -> list[Row]:
+    """How well the world model predicts held-out users, and what changing the tracks changes."""
+    draws, seed = run.config.evaluate.bootstrap, run.config.seed
+    model = world_model.load(run.parents["world_model"].folder, data)
+    rows = fidelity_rows(model, data, seed, draws, PARTS[run.config.evaluate.users])
+    if platform is not None:
+        production = platform.production()
+        log_p_BK = production.logits(production.start(sessions.row_B))
         lists_BCT = likely_lists(log_p_BK, sessions.key_B, LISTS, sessions.horizon)
-        rows += true_effect_rows(
-            models["world_model"], data, platform, sessions.row_B, lists_BCT, section.bootstrap, config.seed
-        )
+        rows += true_effect_rows(model, data, platform, sessions.row_B, lists_BCT, draws, seed)
+    return rows
+
+
+def _policy_rows(
+    run: Run, data: SessionDataModule, sessions: Sessions, platform: Platform | None
+) -> list[Row]:
+    """Gains and diversity of the policies, predicted by judge and labeller, realised in the platform."""
+    _refuse_partial_judge(run)
+    labeller, judge = (world_model.load(run.parents[role].folder, data) for role in ("labeller", "judge"))
+    policies = lineup(run, data, sessions.horizon, run.config.evaluate.policies)
+    worlds: dict[str, Environment] = {
+        "predicted": ImaginedListeners(judge, data, sessions.horizon),
+        "predicted_labeller": ImaginedListeners(labeller, data, sessions.horizon),
+    }
+    if platform is not None:
+        worlds["realised"] = platform.environment()
+    draws, seed = run.config.evaluate.bootstrap, run.config.seed
+    rows = []
     for name, world in worlds.items():
         found = roll_out(policies, world, data.rules(), sessions)
-        rows += gain_rows(name, found, sessions, data, config.seed, section.bootstrap)
-        rows += utility_rows(name, found, sessions, data, _spread(run), config.seed, section.bootstrap)
+        rows += gain_rows(name, found, sessions, data, seed, draws)
+        rows += utility_rows(name, found, sessions, data, _spread(run), seed, draws)
         if name == ("realised" if "realised" in worlds else "predicted"):
-            rows += diversity_rows(found, sessions, data, config.seed, section.bootstrap)
-    return Report(finite_rows(rows), _provenance(run, data, sessions))
+            rows += diversity_rows(found, sessions, data, seed, draws)
+    return rows
 
 
 def _refuse_partial_judge(run: Run) -> None:

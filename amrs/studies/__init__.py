@@ -1,0 +1,35 @@
+"""Studies: questions about a world model or a policy that need runs or simulations of their own.
+
+A study is one file here with `rows(run) -> list[Row]`, and its entry in `STUDIES`; its name stands in
+`StudyName` of amrs/config/stages.py. `python train.py stage=evaluate evaluate.study=NAME` makes it in a run
+folder of its own; `evaluate.studies=[NAME,...]` merges its rows into a report, so they must have keys that
+no other row has. `run.parents[NAME].folder` is the finished folder of each parent and part.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from amrs.config.graph import Config
+from amrs.report import Row
+from amrs.runs import Run
+from amrs.studies import ablations
+
+
+def _no_parts(config: Config) -> dict[str, Config]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study computes, and what it stands on."""
+
+    rows: Callable[[Run], list[Row]]
+    """Its figures, of test users, under split "mean"."""
+    parents: tuple[str, ...] = ("prepare", "world_model")
+    """Roles (`ROLES` in amrs/runs.py) with the settings of the command."""
+    parts: Callable[[Config], dict[str, Config]] = _no_parts
+    """Further runs by name, each with settings of its own: `replace(config, stage="world_model", ...)`.
+    They are ordinary runs: made where they are missing, resumed, never made twice."""
+
+
+STUDIES: dict[str, Study] = {"ablations": Study(ablations.rows, parts=ablations.parts)}
