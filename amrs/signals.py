@@ -44,6 +44,10 @@ class Kind(Protocol):
         """Expectation (...)."""
         ...
 
+    def variance(self, params: Tensor) -> Tensor:
+        """Variance (...)."""
+        ...
+
     def sample(self, params: Tensor, u: Tensor) -> Tensor:
         """A draw made of one uniform `u` in (0, 1), elementwise (...)."""
         ...
@@ -105,6 +109,20 @@ class Bounded:
         mean = location * (1 - below - above) + scale * density + above
         return (log_weight.exp() * mean).sum(-1)
 
+    def variance(self, params: Tensor) -> Tensor:
+        """Closed form of E[clamp(x, 0, 1)^2] for each component, mixed, less the squared mean."""
+        log_weight, location, scale = self._parts(params)
+        low, high = -location / scale, (1 - location) / scale
+        at_low, at_high = (torch.exp(-0.5 * z**2 - _LOG_SQRT_2PI) for z in (low, high))
+        inside = _phi(high) - _phi(low)
+        square = (
+            (location**2 + scale**2) * inside
+            + 2 * location * scale * (at_low - at_high)
+            + scale**2 * (low * at_low - high * at_high)
+            + _phi(-high)
+        )
+        return ((log_weight.exp() * square).sum(-1) - self.mean(params) ** 2).clamp(min=0.0)
+
     def sample(self, params: Tensor, u: Tensor) -> Tensor:
         """Pick a component by the first part of `u`, then its quantile by the rest of the same `u`."""
         log_weight, location, scale = self._parts(params)
@@ -161,6 +179,11 @@ class Binary:
     def mean(self, params: Tensor) -> Tensor:
         """Probability of yes."""
         return params[..., 0].sigmoid()
+
+    def variance(self, params: Tensor) -> Tensor:
+        """p (1 - p)."""
+        yes = self.mean(params)
+        return yes * (1 - yes)
 
     def sample(self, params: Tensor, u: Tensor) -> Tensor:
         """1.0 with the probability of yes."""

@@ -89,7 +89,10 @@ class WorldModelMember(nn.Module):
     def candidates(self, track: Tensor | None = None) -> Candidates:
         """The head's track half for tracks of any shape; for the whole catalogue if None."""
         embedding = self.encoder.embedding_KE
-        chosen = embedding if track is None else embedding[track]
+        return self.unseen(embedding if track is None else embedding[track])
+
+    def unseen(self, chosen: Tensor) -> Candidates:
+        """The same for any embeddings (..., E), centred and scaled as `encoder.embedding_KE` is."""
         content = self.track(chosen)
         linear = self.session_linear(chosen)
         return Candidates(self.track_joined(content), self.track_affinity(content), linear, chosen)
