@@ -11,6 +11,7 @@ from typing import Any, cast
 import lightning
 import pandas as pd
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torchmetrics import Metric
 from amrs.config.graph import Config
 from amrs.data import SessionDataModule
 from amrs.execution import process_rank
+from amrs.requeue import Requeue
 from amrs.runs import Run, RunError
 from amrs.splits import TRAIN
 
@@ -102,6 +104,8 @@ def fit(
         ModelCheckpoint(checkpoints, "last", every_n_train_steps=steps,
                         enable_version_counter=False)
     )  # fmt: skip
+    if config.cluster.name == "slurm":
+        watch.append(Requeue(checkpoints / LAST))
     if sys.stdout.isatty():
         watch.append(TQDMProgressBar())
     if process_rank() == 0:
@@ -113,8 +117,7 @@ def fit(
         for pattern in _LIGHTNING_NOISE:
             warnings.filterwarnings("ignore", pattern)
         trainer = lightning.Trainer(
-            accelerator=config.trainer.accelerator, devices=config.trainer.devices,
-            num_nodes=config.trainer.num_nodes, strategy=config.trainer.strategy,
+            accelerator=config.trainer.accelerator, strategy=config.trainer.strategy, **_machines(config),
             precision=cast(Any, config.trainer.precision),
             accumulate_grad_batches=config.trainer.accumulate_grad_batches,
             max_steps=max_steps, max_epochs=-1, val_check_interval=every, check_val_every_n_epoch=None,
@@ -129,6 +132,16 @@ def fit(
     for logger in loggers:
         if isinstance(logger, WandbLogger) and process_rank() == 0:
             logger.experiment.finish()
+
+
+def _machines(config: Config) -> dict[str, Any]:
+    """Processes of the Trainer: those of the cluster's job, else those of `trainer`."""
+    cluster, trainer = config.cluster, config.trainer
+    if cluster.name == "local":
+        return {"devices": trainer.devices, "num_nodes": trainer.num_nodes}
+    # Requeue stands in for Lightning's own requeueing.
+    plugins = [SLURMEnvironment(auto_requeue=False)] if cluster.name == "slurm" else []
+    return {"devices": cluster.devices, "num_nodes": cluster.nodes, "plugins": plugins}
 
 
 def wandb_mode(config: Config) -> str:

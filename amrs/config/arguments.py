@@ -1,6 +1,7 @@
 """Arguments -> settings; what is refused is refused here, in words, before anything is loaded."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,6 +76,13 @@ def to_dict(config: Config) -> dict[str, Any]:
 def dump(config: Config) -> str:
     """The same as YAML, of which every key is a valid argument."""
     return str(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+
+
+def as_arguments(config: Config) -> list[str]:
+    """The `key=value` arguments that give `config` again: its stage and what differs from the defaults."""
+    given, default = (_flat(to_dict(c)) for c in (config, load([f"stage={config.stage}"])))
+    changed = {key: value for key, value in given.items() if default.get(key, ...) != value}
+    return [f"stage={config.stage}", *(f"{key}={_written(value)}" for key, value in changed.items())]
 
 
 def read_stage(given: str | None) -> Stage:
@@ -213,6 +221,18 @@ def _build(config: DictConfig, stage: Stage) -> Config:
         raise ConfigError(str(error)) from None
     left_out = {name: SECTIONS[name]() for name in vars(built) if name not in accepted(stage)}
     return dataclasses.replace(built, **left_out)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        below = isinstance(value, dict)
+        found |= _flat(value, f"{prefix}{key}.") if below else {f"{prefix}{key}": value}
+    return found
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _plain(value: Any) -> Any:

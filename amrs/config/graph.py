@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from amrs.config.checks import check
 from amrs.config.data import DataConfig
 from amrs.config.groups import (
     ClusterConfig,
@@ -53,6 +54,14 @@ class Config:
     preferences: PreferencesConfig = field(default_factory=PreferencesConfig)
     dpo: DpoConfig = field(default_factory=DpoConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        check(
+            self.cluster.name == "local" or (self.trainer.devices, self.trainer.num_nodes) == (1, 1),
+            "trainer.devices, trainer.num_nodes",
+            (self.trainer.devices, self.trainer.num_nodes),
+            f"left alone with cluster={self.cluster.name}: give cluster.gpus_per_node and cluster.nodes",
+        )
 
 
 def ancestors(stage: Stage) -> tuple[Stage, ...]:

@@ -136,8 +136,59 @@ class LogConfig:
 
 @dataclass
 class ClusterConfig:
-    name: Literal["local"] = "local"
-    """Where a command runs."""
+    """Where a command runs; but for `name` only with cluster=slurm or cluster=torchrun."""
+
+    name: Literal["local", "slurm", "torchrun"] = "local"
+    """This machine, jobs of Slurm, or a file that every node of another launcher runs."""
+    nodes: int = 1
+    """Machines of a trained stage, 1 or more; the other stages take one."""
+    gpus_per_node: int = 1
+    """GPUs, and so processes, a machine of a trained stage; 0 is one process without a GPU."""
+    cpus_per_task: int = 4
+    """CPU cores a process, 1 or more (Slurm)."""
+    memory: str | None = None
+    """Memory a machine as Slurm writes it (64G); null is the partition's default."""
+    time: str | None = None
+    """Longest time of a job as Slurm writes it (HH:MM:SS), null is the partition's default; a job that
+    needs longer is put back in the queue and resumed."""
+    partition: str | None = None
+    """Slurm partition; null is the cluster's default."""
+    account: str | None = None
+    """Slurm account."""
+    options: list[str] = field(default_factory=list)
+    """More options of sbatch, a list such as [qos=high,exclude=node7]."""
+    before: str | None = None
+    """Shell line run before Python, such as `module load cuda`."""
+    submit: bool = True
+    """Submit the jobs; false only writes their files (torchrun: they are always only written)."""
+    sweep: str | None = None
+    """W&B sweep (ENTITY/PROJECT/ID) of which an array of agents is written instead."""
+    agents: int = 10
+    """Runs of that sweep, one a task of the array, 1 or more."""
+    at_once: int = 4
+    """Most tasks of the array that run at once, 1 or more."""
+
+    def __post_init__(self) -> None:
+        for key in ("nodes", "cpus_per_task", "agents", "at_once"):
+            check(getattr(self, key) >= 1, f"cluster.{key}", getattr(self, key), "1 or more")
+        check(self.gpus_per_node >= 0, "cluster.gpus_per_node", self.gpus_per_node, "0 or more")
+        check(
+            self.name != "local" or (self.nodes, self.gpus_per_node) == (1, 1),
+            "cluster.nodes, cluster.gpus_per_node",
+            (self.nodes, self.gpus_per_node),
+            "left alone without cluster=slurm or cluster=torchrun (trainer.devices is for this machine)",
+        )
+        check(
+            self.sweep is None or self.name == "slurm",
+            "cluster.sweep",
+            self.sweep,
+            "null without cluster=slurm",
+        )
+
+    @property
+    def devices(self) -> int:
+        """Processes a node."""
+        return max(1, self.gpus_per_node)
 
 
 @dataclass

@@ -1,15 +1,18 @@
 """The stages of an experiment; the file name is the stage's name."""
 
 import sys
+from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 from amrs.batches import BatchSizeError
+from amrs.cluster import in_job, launch
 from amrs.config import graph
 from amrs.config.graph import Config
 from amrs.data import TooFewUsersError
 from amrs.execution import Stage, execute, process_rank
+from amrs.requeue import requeued_on_signal
 from amrs.runs import Run, RunError, plan
 from amrs.schema import LogError
 
@@ -29,17 +32,21 @@ def _say(line: str) -> None:
 def run(config: Config, dry_run: bool = False) -> int:
     """Make the stage that `config` names and the parents that it lacks; returns the exit status.
 
-    The last line on stdout is the run folder.
+    The last line on stdout is the run folder; with a cluster, where it will be.
     """
     try:
         runs = plan(config)
         if dry_run:
             print("\n".join(run.describe() for run in runs))
             return 0
-        folder = execute(runs, STAGES, _say)
+        if in_job(runs):
+            with requeued_on_signal(process_rank()) if config.cluster.name == "slurm" else nullcontext():
+                execute(runs, STAGES, _say)
+        else:
+            launch(runs, _say)
     except (LogError, RunError, BatchSizeError, TooFewUsersError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
     if process_rank() == 0:
-        print(folder)
+        print(runs[-1].folder)
     return 0
