@@ -13,6 +13,9 @@ TORCH := requirements/torch-cpu.txt
 LOCK := requirements/cpu.txt
 # .venv is rebuilt when the lock changes or the checkout moves, and left alone otherwise.
 STAMP := .venv/.setup-$(shell (cat $(TORCH) $(LOCK); pwd) | sha256sum | cut -c1-16)
+# W&B's search engine needs numpy < 2: an environment of its own, rebuilt by the same rule.
+SWEEPS := requirements/sweeps.txt
+SWEEPS_STAMP := .venv-sweeps/.setup-$(shell (cat $(SWEEPS); pwd) | sha256sum | cut -c1-16)
 PIP := $(PY) -m pip --disable-pip-version-check --no-input
 HASHED := --no-deps --require-hashes --only-binary :all:
 
@@ -31,11 +34,11 @@ help:
 	@echo "make test    set up, then all tests"
 	@echo "make check   set up, then ruff, mypy --strict and all tests"
 	@echo "make format  set up, then format and fix what ruff can"
-	@echo "make setup   .venv with everything that the tests use (CPU build of torch)"
-	@echo "make lock    resolve pyproject.toml anew into $(LOCK)"
-	@echo "make clean   remove .venv and caches; runs/ stays"
+	@echo "make setup   .venv with everything that the tests use (CPU build of torch), .venv-sweeps for W&B's search"
+	@echo "make lock    resolve pyproject.toml anew into $(LOCK), and $(SWEEPS)"
+	@echo "make clean   remove both environments and caches; runs/ stays"
 
-setup: $(STAMP)
+setup: $(STAMP) $(SWEEPS_STAMP)
 
 $(STAMP):
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python 3.11" \
@@ -50,6 +53,13 @@ $(STAMP):
 	@$(PIP) install -qq $(HASHED) -r $(LOCK)
 	@$(PIP) install -qq --no-deps --no-index --no-build-isolation --editable .
 	@$(PIP) check
+	@touch $@
+
+$(SWEEPS_STAMP): | $(STAMP)
+	@echo "make: setting up .venv-sweeps (about 50 MB; once)"
+	@rm -rf .venv-sweeps
+	@$(PYTHON) -m venv --without-pip .venv-sweeps
+	@$(PIP) --python .venv-sweeps/bin/python install -qq --no-compile $(HASHED) -r $(SWEEPS)
 	@touch $@
 
 demo: setup
@@ -80,7 +90,11 @@ lock:
 	  --generate-hashes --strip-extras --no-emit-find-links --no-emit-index-url --no-emit-trusted-host \
 	  --no-annotate --output-file $(LOCK) 2> >(grep -v 'may be rejected by pip install' >&2 || true)
 	@# pip-compile warns of torch, which is left to $(TORCH).
+	@echo 'sweeps>=0.3,<0.4' > build/sweeps.in
+	@CUSTOM_COMPILE_COMMAND="make lock" $(PY) -m piptools compile build/sweeps.in --upgrade -qq --generate-hashes \
+	  --strip-extras --no-emit-find-links --no-emit-index-url --no-emit-trusted-host --no-annotate \
+	  --output-file $(SWEEPS)
 	@sed -i '/^# WARNING: The following packages were not pinned/,$$d' $(LOCK)
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-sweeps build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -15,9 +15,13 @@ def main(argv: list[str]) -> int:
     except ConfigError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    if arguments.dry_run:
+        from amrs.runs import show_plan
+
+        return show_plan(arguments.config)
     from amrs.stages import run
 
-    return run(arguments.config, dry_run=arguments.dry_run)
+    return run(arguments.config)
 
 
 if __name__ == "__main__":

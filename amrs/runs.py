@@ -7,6 +7,7 @@ under way or killed, which the same command resumes.
 import hashlib
 import json
 import os
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,16 @@ def plan(config: Config) -> list[Run]:
     made: dict[tuple[str, str], Run] = {}
     _plan(config, _role(config), made)
     return list(made.values())
+
+
+def show_plan(config: Config) -> int:
+    """Print the plan, and nothing else: no torch is imported; returns the exit status."""
+    try:
+        print("\n".join(run.describe() for run in plan(config)))
+    except RunError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _role(config: Config) -> str:

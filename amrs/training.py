@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -161,16 +162,26 @@ def _loggers(run: Run, folder: Path) -> list[Logger]:
     mode = wandb_mode(run.config)
     if mode == "disabled" or ("WANDB_SWEEP_ID" in os.environ and run.role != run.config.stage):
         return loggers
-    from dataclasses import asdict
+    return [*loggers, _wandb_logger(run, folder, mode)]
 
+
+def _wandb_logger(run: Run, folder: Path, mode: str) -> WandbLogger:
     os.environ.setdefault("WANDB_SILENT", "true")
-    loggers.append(
-        WandbLogger(
-            name=f"{run.role}-{run.fingerprint}", save_dir=folder, project=run.config.log.project,
-            offline=mode == "offline", config=asdict(run.config),
-        )
+    return WandbLogger(
+        name=f"{run.role}-{run.fingerprint}", save_dir=folder, project=run.config.log.project,
+        offline=mode == "offline", config=asdict(run.config),
     )  # fmt: skip
-    return loggers
+
+
+def log_again(run: Run) -> None:
+    """The last values of a finished run to W&B: a sweep needs figures of a proposal that exists already."""
+    mode, table = wandb_mode(run.config), run.folder / "metrics.csv"
+    if mode == "disabled" or not table.exists():
+        return
+    values = pd.read_csv(table).ffill().iloc[-1].dropna()
+    logger = _wandb_logger(run, Path(run.config.runs), mode)  # a finished folder never changes
+    logger.log_metrics({str(name): float(value) for name, value in values.items() if "/" in str(name)})
+    logger.experiment.finish()
 
 
 def _set_aside(folder: Path) -> None:

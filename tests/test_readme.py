@@ -25,7 +25,7 @@ PAGES = {
     "CHANGELOG.md": (ROOT / "CHANGELOG.md").read_text(),
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-OTHER_TOOLS = {"git", "source", "pip"}
+OTHER_TOOLS = {"env", "git", "pip", "sbatch", "source", "wandb"}
 """Commands of others, which no test here runs."""
 
 
@@ -43,6 +43,14 @@ def commands(text: str) -> list[list[str]]:
 
 COMMANDS = [line for page in (README, CONTRIBUTING) for line in commands(page)]
 TRAIN = [line[2:] for line in COMMANDS if line[:2] == ["python", "train.py"]]
+
+
+def script(line: list[str]) -> str:
+    """The file that a python command runs."""
+    if line[1] != "-m":
+        return line[1]
+    path = line[2].replace(".", "/")
+    return f"{path}/__main__.py" if (ROOT / path).is_dir() else f"{path}.py"
 
 
 def make_targets() -> set[str]:
@@ -102,8 +110,8 @@ def test_every_other_command_is_make_a_file_here_or_a_known_tool() -> None:
     rest = [line for line in COMMANDS if line[:2] != ["python", "train.py"]]
     made = [line for line in rest if line[0] == "make"]
     assert {line[1] for line in made} <= make_targets()
-    scripts = [line[1] for line in rest if line[0] == "python"]
-    assert scripts and all((ROOT / script).is_file() for script in scripts)
+    scripts = [script(line) for line in rest if line[0] == "python"]
+    assert scripts and all((ROOT / name).is_file() for name in scripts)
     assert {line[0] for line in rest} - {"make", "python", "cd"} <= OTHER_TOOLS
 
 

@@ -1,5 +1,6 @@
 """The stages of an experiment; the file name is the stage's name."""
 
+import os
 import sys
 from contextlib import nullcontext
 from functools import partial
@@ -29,16 +30,15 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def run(config: Config, dry_run: bool = False) -> int:
+def run(config: Config) -> int:
     """Make the stage that `config` names and the parents that it lacks; returns the exit status.
 
     The last line on stdout is the run folder; with a cluster, where it will be.
     """
     try:
         runs = plan(config)
-        if dry_run:
-            print("\n".join(run.describe() for run in runs))
-            return 0
+        if "WANDB_SWEEP_ID" in os.environ and runs[-1].finished and process_rank() == 0:
+            import_module("amrs.training").log_again(runs[-1])
         if in_job(runs):
             with requeued_on_signal(process_rank()) if config.cluster.name == "slurm" else nullcontext():
                 execute(runs, STAGES, _say)
