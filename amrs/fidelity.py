@@ -123,11 +123,12 @@ def fidelity_rows(
         known = predict(model, data, signal, tuning)
         rows += distribution_rows(signal, (tuning, known), (held_out, predicted), seed, draws)
     for name, label in events(data).items():
-        parts = [kept(label, part_S[label.row] == part) for part in (VALIDATION, TEST)]
-        if all(len(part.row) for part in parts):
-            tuned, tested = ((part, predict(model, data, name, part)) for part in parts)
+        sets = [kept(label, part_S[label.row] == of) for of in (VALIDATION, part)]
+        if all(len(one.row) for one in sets):
+            tuned, tested = ((one, predict(model, data, name, one)) for one in sets)
             rows += distribution_rows(name, tuned, tested, seed, draws)
-    return rows
+    # Validation users cannot tell whether what was fitted to them helps others.
+    return [row for row in rows if part != VALIDATION or row.subject != "recalibrated"]
 
 
 def kept(label: Target, keep_N: np.ndarray) -> Target:

@@ -103,6 +103,21 @@ def static_features(flat: Columns, modes: int, cohorts: int) -> np.ndarray:
     return np.column_stack([np.stack(columns, 1), flat.context_SC]).astype(np.float32)
 
 
+def without_reports(static_SF: Tensor, known_SF: Tensor, modes: int, cohorts: int) -> Tensor:
+    """Session features (S, F) as they are where the listener's answers after some moment are not known.
+
+    The session's pre-report and the last session's reports and end are missing; means of earlier reports are
+    those of `known_SF`, the features of the session that the moment lies in. Time and mode stay.
+    """
+    first = modes + cohorts
+    unknown = [first, first + 1, *range(first + 6, first + 11)]
+    means = slice(first + 11, first + 11 + len(_REPORTS))
+    changed_SF = static_SF.clone()
+    changed_SF[..., unknown] = torch.nan
+    changed_SF[..., means] = known_SF[..., means]
+    return changed_SF
+
+
 def flatten(log: SessionLog) -> FlatLog:
     """The log as flat tensors. Missing feedback stays NaN."""
     flat = columns(log)

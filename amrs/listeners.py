@@ -120,7 +120,7 @@ class ImaginedListeners:
         for group in state:
             track_G, index_G = track_B[group.index_G], group.index_G
             params = group.member.answer(group.mind.h_BD, group.member.candidates(track_G))
-            sampled = _sample(group.member, params, group.key_G, t)
+            sampled = sample_feedback(group.member, params, group.key_G, t)
             for whole, part in zip(feedback, sampled, strict=True):
                 whole[index_G] = part
             for name, kind in group.member.kinds.items():
@@ -131,7 +131,9 @@ class ImaginedListeners:
         return groups, feedback, expected
 
 
-def _sample(member: WorldModelMember, params: dict[str, Tensor], key_G: Tensor, t: int) -> Feedback:
+def sample_feedback(member: WorldModelMember, params: dict[str, Tensor], key_G: Tensor, t: int) -> Feedback:
+    """Feedback drawn from a member's answer, by the rollouts' keys."""
+
     def draw(name: str, purpose: int) -> Tensor:
         if name not in params:
             return torch.full(key_G.shape, torch.nan)

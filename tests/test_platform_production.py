@@ -88,3 +88,11 @@ def test_a_disliked_track_makes_its_like_less_probable_in_the_next_session():
         seen = policy.observe(memory, track, heard)
         after[rating] = policy.logits(policy.begin(seen.mode_B, seen.profile_BP, seen.hidden_B))[0, track]
     assert after[0.0] < after[1.0]
+
+
+def test_withheld_genres_are_never_played_and_stay_in_the_catalogue():
+    platform, log = world(withheld_genres=5, seed=3)
+    genre_K = platform.catalogue.genre_K
+    played = tracks(log)
+    assert (genre_K >= 11).any() and platform.catalogue.allowed_KM[genre_K >= 11].any()
+    assert genre_K[played[played >= 0]].max() < 11

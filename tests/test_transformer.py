@@ -76,6 +76,21 @@ def test_appending_play_by_play_equals_reading_at_once(data: SessionDataModule, 
 
 
 @torch.inference_mode()
+def test_appending_across_a_sessions_start_equals_reading_at_once(data: SessionDataModule) -> None:
+    model, flat = encoder(data, "none"), data.flat
+    row = flat.row_U[0]
+    first, last = int(flat.first_S[row]), int(flat.user_last_U[0])
+    assert (flat.track_N[first + 1 : last] < 0).any(), "the first listener came once"
+    h_BD, cache = model.prefill(data.prefix(row[None]), last - first)
+    for token in range(first + 1, last):
+        index = torch.tensor([token])
+        static_BF = flat.static_SF[flat.session_N[index]]
+        h_BD = model.append(static_BF, flat.track_N[index], flat.feedback_N4[index], cache)
+        window = torch.tensor([[first, token + 1, first]])
+        torch.testing.assert_close(h_BD, model(data.gather(window))[:, -1], **CLOSE)
+
+
+@torch.inference_mode()
 def test_attention_tells_positions_apart_only_where_they_are_encoded() -> None:
     """Without positions the last token sees a set; with rotary ones a sequence, whatever its offset."""
     x, order, position = torch.randn(1, 6, 16), torch.tensor([2, 0, 4, 1, 3, 5]), torch.arange(6)[None]

@@ -107,6 +107,10 @@ class PlatformConfig:
     exploration: float = 0.05
     """Share of plays drawn uniformly from the allowed tracks, in (0, 1]."""
 
+    withheld_genres: int = 0
+    """Genres (the last ones) that production never plays, 0 or more and below `genres`: what a model trained
+    on the log cannot know."""
+
     # Strength of the traps; each counts in its own variant only.
     confounding: float = 1.0
     """confounded: log-odds of a track per standard deviation of its valence and of the hidden cause; the
@@ -128,6 +132,12 @@ class PlatformConfig:
             ("dimension", self.latent),
         ):
             check(getattr(self, key) >= least, f"data.platform.{key}", getattr(self, key), f"{least} or more")
+        check(
+            0 <= self.withheld_genres < self.genres,
+            "data.platform.withheld_genres",
+            self.withheld_genres,
+            f"0 or more and below data.platform.genres={self.genres}",
+        )
         check(1 <= self.latent <= 8, "data.platform.latent", self.latent, "1 to 8")
         for key in (
             "zipf",

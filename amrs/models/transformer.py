@@ -193,7 +193,9 @@ class HistoryEncoder(nn.Module):
     def append(
         self, static_BF: Tensor, track_B: Tensor, feedback_B4: Tensor, cache: Cache, hidden: bool = False
     ) -> Tensor:
-        """Vector of one more play of the same session each; the cache grows in place."""
+        """Vector of one more token each, a play or (track -1) the start of a session; the cache grows in
+        place. `static_BF` are the features of the token's session."""
+        cache.session_BY = cache.session_BY.masked_fill((track_B < 0)[:, None], 0.0)
         track_B1, feedback_B14 = track_B[:, None], feedback_B4[:, None]
         summand_BZ = self.summands(track_B1, feedback_B14)[:, 0]
         size = self.embedding_KE.shape[1]

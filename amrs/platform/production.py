@@ -56,7 +56,9 @@ class Production:
     ) -> None:
         """`restore` maps rows (B,) to mode (B,), profile (B, P) and hidden cause (B,) at the start."""
         self.config, self.restore = config, restore
-        self.feature_KP, self.open_MK = catalogue.feature_KP, catalogue.allowed_KM.T.float()
+        played_K = catalogue.genre_K < config.genres - config.withheld_genres
+        self.feature_KP = catalogue.feature_KP
+        self.open_MK = (catalogue.allowed_KM & played_K[:, None]).T.float()
         target_M1 = torch.tensor(TARGET_ENERGY)[:, None]
         rule_MK = config.mode_weight * -(((catalogue.energy_K - target_M1) / ENERGY_WIDTH) ** 2)
         rule_MK = rule_MK + config.popularity_weight * catalogue.log_popularity_K
