@@ -121,6 +121,18 @@ def without_reports(static_SF: Tensor, known_SF: Tensor, modes: int, cohorts: in
 def flatten(log: SessionLog) -> FlatLog:
     """The log as flat tensors. Missing feedback stays NaN."""
     flat = columns(log)
+    row_U = _first_rows(flat)
+    user_ids = log.sessions.select_columns(["user_id"])[row_U.tolist()]["user_id"]
+    return flatten_columns(flat, len(log.metadata.modes), len(log.metadata.cohorts), user_ids)
+
+
+def _first_rows(flat: Columns) -> np.ndarray:
+    """First session of each user; a user's sessions stand together."""
+    return np.flatnonzero(np.r_[True, flat.user_S[1:] != flat.user_S[:-1]])
+
+
+def flatten_columns(flat: Columns, modes: int, cohorts: int, user_ids: list[str]) -> FlatLog:
+    """The same from columns, which need not be those of a log on disk."""
     length_S, user_S = flat.length_S, flat.user_S
     first_S = flat.first_S + np.arange(len(length_S))
     count = int((length_S + 1).sum())
@@ -134,16 +146,15 @@ def flatten(log: SessionLog) -> FlatLog:
     report_S2, pre_S2 = (
         np.column_stack([flat.session_S[f"{when}_{name}"] for name in AFFECT]) for when in ("post", "pre")
     )
-    row_U = np.flatnonzero(np.r_[True, user_S[1:] != user_S[:-1]])
+    row_U = _first_rows(flat)
     user_first_U = first_S[row_U]
     next_track_N, target_NY = _targets(
         session_N, step_N, length_S, track_N, feedback_N4, report_S2, flat.session_S["left"]
     )
-    static_SF = static_features(flat, len(log.metadata.modes), len(log.metadata.cohorts))
+    static_SF = static_features(flat, modes, cohorts)
     arrays = (user_S, flat.mode_S, flat.cohort_S, static_SF, report_S2, pre_S2, first_S, length_S, session_N,
               track_N, feedback_N4, step_N, next_track_N, target_NY, user_first_U,
               np.r_[user_first_U[1:], count], row_U)  # fmt: skip
-    user_ids = log.sessions.select_columns(["user_id"])[row_U.tolist()]["user_id"]
     return FlatLog(user_ids, *(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
 
 

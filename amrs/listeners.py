@@ -109,6 +109,18 @@ class ImaginedListeners:
         return groups
 
     @torch.inference_mode()
+    def forecast(self, state: list[_Group]) -> dict[str, Tensor]:
+        """Expected final report (B,) of valence and arousal at a session's start, before any track."""
+        total = sum(len(group.index_G) for group in state)
+        found: dict[str, Tensor] = {}
+        for group in state:
+            params = group.member.at_moment(group.mind.h_BD, ended=False)
+            for name in {"valence", "arousal"} & set(params):
+                whole = found.setdefault(name, torch.empty(total))
+                whole[group.index_G] = group.member.kinds[name].mean(params[name])
+        return found
+
+    @torch.inference_mode()
     def step(
         self, state: list[_Group], track_B: Tensor, t: int
     ) -> tuple[list[_Group], Feedback, dict[str, Tensor]]:

@@ -125,7 +125,7 @@ def gain_rows(
     for subject, rollouts in found.items():
         for signal in meta.signals:
             value_B, base_B = outcome(rollouts, signal), outcome(found["copycat"], signal)
-            for group, keep_B in _groups(sessions, data):
+            for group, keep_B in groups(sessions, data):
                 estimate = metrics.mean_interval(value_B[keep_B], user_B[keep_B], draws, seed)
                 rows.append(Row(section, subject, signal, "mean", "mean", group, *estimate, "scale points"))
                 if subject != "copycat":
@@ -153,7 +153,7 @@ def utility_rows(
     value = {name: session_utility(rollouts, utility, sessions.mode_B) for name, rollouts in found.items()}
     rows: list[Row] = []
     for subject in [name for name in found if name != "copycat"]:
-        for group, keep_B in _groups(sessions, data):
+        for group, keep_B in groups(sessions, data):
             rows += metrics.gain_rows(
                 value[subject][keep_B], value["copycat"][keep_B], mode_B[keep_B], user_B[keep_B],
                 section=section, subject=subject, signal="utility", modes=meta.modes, share=share,
@@ -192,7 +192,8 @@ def _within_person(data: SessionDataModule) -> dict[str, float]:
     }
 
 
-def _groups(sessions: Sessions, data: SessionDataModule) -> Iterator[tuple[str, np.ndarray]]:
+def groups(sessions: Sessions, data: SessionDataModule) -> Iterator[tuple[str, np.ndarray]]:
+    """All sessions, and those of each cohort and mode that has any, as bool (B,)."""
     meta = data.log.metadata
     groups = {"all": torch.ones(len(sessions.row_B), dtype=torch.bool)}
     groups |= {f"cohort:{name}": sessions.cohort_B == code for code, name in enumerate(meta.cohorts)}
@@ -204,15 +205,9 @@ def diversity_rows(
     found: Mapping[str, Rollouts], sessions: Sessions, data: SessionDataModule, seed: int, draws: int
 ) -> list[Row]:
     """Diversity at equal numbers of recommendations, and KL(policy || Copycat) in nats per track."""
-    tracks = metrics.equal_lengths({name: r.track_BT.numpy() for name, r in found.items()})
-    plays_K = data.plays(TRAIN).double().numpy() + 1
-    embedding_KE = metrics.unit(
-        data.embedding_KE.double().numpy() - data.embedding_KE.double().numpy().mean(0)
-    )
     user_B = sessions.user_B.numpy()
     rows = []
-    for subject, track_BT in tracks.items():
-        lists = Lists(track_BT, user_B, embedding_KE, _artists(data), plays_K / plays_K.sum())
+    for subject, lists in lists_of(found, sessions, data).items():
         for metric, figure in DIVERSITY.items():
             again = partial(_diversity, figure, lists)
             estimate = metrics.resampled_users(again, user_B, _DIVERSITY_DRAWS, seed, centred=True)
@@ -225,6 +220,16 @@ def diversity_rows(
             )
             rows.append(Row("diversity", subject, "all", "kl", "mean", "all", *estimate, "nats per track"))
     return rows
+
+
+def lists_of(found: Mapping[str, Rollouts], sessions: Sessions, data: SessionDataModule) -> dict[str, Lists]:
+    """What each policy recommended, at equal numbers of recommendations."""
+    tracks = metrics.equal_lengths({name: r.track_BT.numpy() for name, r in found.items()})
+    plays_K = data.plays(TRAIN).double().numpy() + 1
+    embedding_KE = data.embedding_KE.double().numpy()
+    embedding_KE = metrics.unit(embedding_KE - embedding_KE.mean(0))
+    about = (sessions.user_B.numpy(), embedding_KE, _artists(data), plays_K / plays_K.sum())
+    return {name: Lists(track_BT, *about) for name, track_BT in tracks.items()}
 
 
 def _diversity(figure: Callable[[Lists], float], lists: Lists, row: Ints, user: Ints) -> float:

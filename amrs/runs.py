@@ -25,6 +25,8 @@ READS: dict[str, tuple[str, ...]] = {
     "preferences": ("preferences", "utility", "seed", "split"),
     "dpo": ("dpo", "seed", "split", "trainer"),
     "evaluate": ("evaluate", "utility", "seed", "split"),
+    "stress": ("stress", "gate", "utility", "seed", "split"),
+    "export": ("export", "gate"),
 }
 """What a stage's result depends on besides the data and its parents."""
 ROLES: dict[str, tuple[str, ...]] = {
@@ -34,6 +36,8 @@ ROLES: dict[str, tuple[str, ...]] = {
     "preferences": ("prepare", "labeller", "bc"),
     "dpo": ("prepare", "labeller", "bc", "preferences"),
     "evaluate": ("prepare", "world_model", "labeller", "judge", "bc", "preferences", "dpo"),
+    "stress": ("prepare", "labeller", "judge", "bc", "preferences", "dpo", "evaluate"),
+    "export": ("prepare", "labeller", "bc", "preferences", "dpo", "stress"),
 }
 """The parents of each stage by role; labeller and judge are world models on halves of the users."""
 _CHAPTERS = {

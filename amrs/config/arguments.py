@@ -61,6 +61,8 @@ def parse(argv: list[str]) -> Arguments:
     config = _defaults(stage)
     for group, pick in picks.items():
         _merge(config, {group: _read_file(group, pick)}, stage, f"{_path(group, pick)}: ")
+    if (FOLDER / "gate.yaml").exists():  # every threshold with its reason
+        _merge(config, {"gate": _read_file(".", "gate")}, stage, "configs/gate.yaml: ")
     if stage in names("stage"):
         _merge(config, _read_file("stage", stage), stage, f"{_path('stage', stage)}: ")
     _merge(config, experiment, None, f"{_path('experiment', str(name))}: ")

@@ -7,15 +7,24 @@ from amrs.config.checks import check
 from amrs.config.data import DataConfig
 from amrs.config.groups import (
     ClusterConfig,
+    GateConfig,
     LogConfig,
     ModelConfig,
     ParentsConfig,
     TrainerConfig,
     UtilityConfig,
 )
-from amrs.config.stages import BcConfig, DpoConfig, EvaluateConfig, PreferencesConfig, WorldModelConfig
+from amrs.config.stages import (
+    BcConfig,
+    DpoConfig,
+    EvaluateConfig,
+    ExportConfig,
+    PreferencesConfig,
+    StressConfig,
+    WorldModelConfig,
+)
 
-Stage = Literal["prepare", "world_model", "bc", "preferences", "dpo", "evaluate"]
+Stage = Literal["prepare", "world_model", "bc", "preferences", "dpo", "evaluate", "stress", "export"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 PARENTS: dict[Stage, tuple[Stage, ...]] = {
@@ -25,10 +34,12 @@ PARENTS: dict[Stage, tuple[Stage, ...]] = {
     "preferences": ("prepare", "world_model", "bc"),
     "dpo": ("prepare", "world_model", "bc", "preferences"),
     "evaluate": ("prepare", "world_model", "bc", "preferences", "dpo"),
+    "stress": ("prepare", "world_model", "bc", "preferences", "dpo", "evaluate"),
+    "export": ("prepare", "world_model", "bc", "preferences", "dpo", "evaluate", "stress"),
 }
 """Stages whose run folders a stage reads, in the order in which they can be trained."""
 
-SHARED = ("data", "model", "trainer", "utility", "log", "cluster", "parents")
+SHARED = ("data", "model", "trainer", "utility", "gate", "log", "cluster", "parents")
 """Groups of settings that every stage accepts."""
 
 
@@ -46,6 +57,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     utility: UtilityConfig = field(default_factory=UtilityConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
     log: LogConfig = field(default_factory=LogConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     parents: ParentsConfig = field(default_factory=ParentsConfig)
@@ -54,6 +66,8 @@ class Config:
     preferences: PreferencesConfig = field(default_factory=PreferencesConfig)
     dpo: DpoConfig = field(default_factory=DpoConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    stress: StressConfig = field(default_factory=StressConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
 
     def __post_init__(self) -> None:
         check(

@@ -135,6 +135,41 @@ class LogConfig:
 
 
 @dataclass
+class GateConfig:
+    """Thresholds before export; configs/gate.yaml gives each with its reason."""
+
+    utility_gain: float = 0.0
+    """The lower bound of the judge's gain in utility must be above this, in all and by cohort."""
+    valence_gain: float = 0.0
+    """The lower bound of the judge's gain in valence must not be below this, in scale points."""
+    harm: float = 0.15
+    """Most that the upper bound of harm may be, in [0, 1]."""
+    harm_cohort: float = 0.25
+    """The same in each cohort, in [0, 1]."""
+    uplift_slope: float = 0.0
+    """The lower bound of the uplift slope must be above this."""
+    calibration: float = 0.1
+    """Most distance of the coverage of 80 % intervals from .8, in [0, 1]."""
+    effective_tracks: float = 0.9
+    """Least share of Copycat's effective tracks, 0 or more."""
+    coverage: float = 0.95
+    """Least share of Copycat's catalogue coverage, 0 or more."""
+    entropy: float = 0.95
+    """Least share of Copycat's normalised entropy, 0 or more."""
+    kl: float = 0.1
+    """Most that the upper bound of KL(policy || Copycat) may be, in nats per track, above 0."""
+    violations: float = 0.0
+    """Most share of checks of hard properties that may fail, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        for key in ("harm", "harm_cohort", "calibration", "violations"):
+            check(0 <= getattr(self, key) <= 1, f"gate.{key}", getattr(self, key), "in [0, 1]")
+        for key in ("effective_tracks", "coverage", "entropy"):
+            check(getattr(self, key) >= 0, f"gate.{key}", getattr(self, key), "0 or more")
+        check(self.kl > 0, "gate.kl", self.kl, "above 0")
+
+
+@dataclass
 class ClusterConfig:
     """Where a command runs; but for `name` only with cluster=slurm or cluster=torchrun."""
 
@@ -202,3 +237,5 @@ class ParentsConfig:
     bc: str | None = None
     preferences: str | None = None
     dpo: str | None = None
+    evaluate: str | None = None
+    stress: str | None = None

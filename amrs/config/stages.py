@@ -181,3 +181,33 @@ def _check_training(stage: str, config: WorldModelConfig | BcConfig | DpoConfig)
     for key in ("batch_size", "max_steps", "patience"):
         check(getattr(config, key) >= 1, f"{stage}.{key}", getattr(config, key), "1 or more")
     check(config.learning_rate > 0, f"{stage}.learning_rate", config.learning_rate, "above 0")
+
+
+@dataclass
+class StressConfig:
+    sessions: int = 100
+    """Test sessions stressed, spread evenly over test users; 1 or more."""
+    simulations: int = 32
+    """Paired simulations of each session for gains and harm, 2 or more; fewer than 32 blur harm."""
+    perturbed: int = 2
+    """Simulations of each session in every perturbed judge, 1 or more."""
+    histories: int = 50
+    """Test sessions whose histories are made up (one a user), 1 or more."""
+    candidates: int = 10
+    """Worst real histories that the adversary tries to make worse, 1 or more."""
+    variants: int = 8
+    """Variants of each that it tries, 1 or more."""
+
+    def __post_init__(self) -> None:
+        for key in ("sessions", "perturbed", "histories", "candidates", "variants"):
+            check(getattr(self, key) >= 1, f"stress.{key}", getattr(self, key), "1 or more")
+        check(self.simulations >= 2, "stress.simulations", self.simulations, "2 or more")
+
+
+@dataclass
+class ExportConfig:
+    policy: str = "dpo"
+    """Policy to export, by its name in the report; only trained policies can be served without the labeller:
+    copycat and dpo."""
+    force: str | None = None
+    """Reason for exporting a policy that failed the gate; the model card shows it."""

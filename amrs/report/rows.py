@@ -36,9 +36,11 @@ METRICS = (
     "gain_over_production", "kl", "harm", "breaking_point", "catalogue_coverage", "entropy",
     "effective_tracks", "intra_list", "gini", "artist_entropy", "novelty", "repeat_rate",
     "between_listeners", "pit_ks", "pit_share", "reliability_predicted", "reliability_observed",
+    "violations", "worst_violation", "verdict",
 )  # fmt: skip
 _VARIANT = re.compile(r"ablation:\w+|dpo:\w+(:\w+)?")  # ablation:<name>, dpo:<sampler>, dpo:<sampler>:<loss>
-GROUPS = ("cohort", "mode", "known", "bin", "users", "horizon", "gamma", "distance", "genres", "compared")
+GROUPS = ("cohort", "mode", "known", "bin", "users", "horizon", "gamma", "distance", "genres", "compared",
+          "perturbed", "history", "worst", "world")  # fmt: skip
 """Kinds of groups: a group is "all" or <kind>:<name>."""
 _GROUP = re.compile(rf"all|({'|'.join(GROUPS)}):\S.*")
 

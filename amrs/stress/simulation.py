@@ -1,0 +1,60 @@
+"""Many paired simulations of the same sessions, and their means. Shape suffixes: B sessions, R simulations
+of each, N = B R rollouts, T steps."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amrs.noise import hash_keys
+from amrs.outcomes import Sessions, outcome
+from amrs.rollout import Environment, Policy, Rollouts, imagine
+from amrs.rules import Rules
+
+_BATCH = 512
+START = "start_"
+"""Before a signal's name: what was expected of the session before its first track."""
+
+
+def simulations(sessions: Sessions, count: int, seed: int, purpose: int) -> Sessions:
+    """Each session `count` times in a row, under luck of its own: a hash of (seed, purpose, row, number)."""
+    row_N = sessions.row_B.repeat_interleave(count)
+    key_N = hash_keys(seed, purpose, row_N, torch.arange(count).repeat(len(sessions.row_B)))
+    mode_N, user_N, cohort_N = (
+        x_B.repeat_interleave(count) for x_B in (sessions.mode_B, sessions.user_B, sessions.cohort_B)
+    )
+    return Sessions(row_N, key_N, mode_N, user_N, cohort_N, sessions.horizon)
+
+
+def simulate(
+    policy: Policy,
+    environment: Environment,
+    rules: Rules,
+    sessions: Sessions,
+    reference: Policy | None = None,
+) -> Rollouts:
+    """The policy in every one of `sessions`."""
+    parts = [
+        imagine(policy, environment, rules, sessions.mode_B[index], sessions.row_B[index],
+                sessions.key_B[index], sessions.horizon, reference)
+        for index in torch.arange(len(sessions.row_B)).split(_BATCH)
+    ]  # fmt: skip
+    return Rollouts.join(parts)
+
+
+def mean_outcome(rollouts: Rollouts, signal: str, count: int) -> np.ndarray:
+    """Mean over a session's `count` simulations of its outcome, (B,)."""
+    mean_B: np.ndarray = outcome(rollouts, signal).reshape(-1, count).mean(1)
+    return mean_B
+
+
+def known_signals(found: Mapping[str, Rollouts], names: tuple[str, ...]) -> list[str]:
+    """Those of `names` that the simulations carry."""
+    return [name for name in names if name in found["copycat"].expected]
+
+
+def last(path_NT: Tensor, played_NT: Tensor) -> np.ndarray:
+    """The value at each rollout's last play, (N,): a session that was left counts at its last state."""
+    at_N1 = (played_NT.sum(1) - 1)[:, None]
+    return path_NT.gather(1, at_N1)[:, 0].double().numpy()
