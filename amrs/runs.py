@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from amrs.config.graph import Config
+from amrs.config.graph import Config, Stage
 
 RUN_FORMAT = 1
 """Version of run folders; a change of meaning makes old runs be trained again."""
@@ -26,7 +26,6 @@ READS: dict[str, tuple[str, ...]] = {
     "dpo": ("dpo", "seed", "split", "trainer"),
     "evaluate": ("evaluate", "utility", "seed", "split"),
     "stress": ("stress", "gate", "utility", "seed", "split"),
-    "export": ("export", "gate"),
 }
 """What a stage's result depends on besides the data and its parents."""
 ROLES: dict[str, tuple[str, ...]] = {
@@ -37,7 +36,6 @@ ROLES: dict[str, tuple[str, ...]] = {
     "dpo": ("prepare", "labeller", "bc", "preferences"),
     "evaluate": ("prepare", "world_model", "labeller", "judge", "bc", "preferences", "dpo"),
     "stress": ("prepare", "labeller", "judge", "bc", "preferences", "dpo", "evaluate"),
-    "export": ("prepare", "labeller", "bc", "preferences", "dpo", "stress"),
 }
 """The parents of each stage by role; labeller and judge are world models on halves of the users."""
 _CHAPTERS = {
@@ -119,7 +117,9 @@ def _plan(config: Config, role: str, made: dict[tuple[str, str], Run]) -> Run:
     if stage == "world_model":
         users: Any = "all" if role == "world_model" else role
         config = replace(config, world_model=replace(config.world_model, users=users))
-    wanted = _evaluate_parents(config) if stage == "evaluate" else {name: config for name in ROLES[stage]}
+    wanted = {"evaluate": _evaluate_parents, "stress": _stress_parents}.get(
+        stage, lambda of: dict.fromkeys(ROLES[stage], of)
+    )(config)
     parents = {
         name: _plan(part, name if part is config else _role(part), made) for name, part in wanted.items()
     }
@@ -137,13 +137,24 @@ def _evaluate_parents(config: Config) -> dict[str, Config]:
         study = STUDIES[section.study]
         return {**{name: config for name in study.parents}, **study.parts(config)}
     studies = {
-        f"{_MERGED}{name}": replace(config, evaluate=replace(section, study=name, studies=[]))
+        f"{_MERGED}{name}": replace(
+            config, stage="evaluate", evaluate=replace(section, study=name, studies=[])
+        )
         for name in section.studies
     }
     if section.splits > 1:
-        return {f"split_{k}": _split_config(config, k) for k in range(section.splits)} | studies
+        splits = [_split_config(config, "evaluate", k) for k in range(section.splits)]
+        return {f"split_{k}": split for k, split in enumerate(splits)} | studies
     needed = {role for chapter in section.chapters for role in _CHAPTERS[chapter]}
     return {role: config for role in ROLES["evaluate"] if role in needed} | studies
+
+
+def _stress_parents(config: Config) -> dict[str, Config]:
+    """What a stress stands on: every split's own stress where there are several."""
+    if config.evaluate.splits > 1:
+        splits = [_split_config(config, "stress", k) for k in range(config.evaluate.splits)]
+        return {f"split_{k}": split for k, split in enumerate(splits)}
+    return dict.fromkeys(ROLES["stress"], config)
 
 
 def merged_studies(run: Run) -> list[Run]:
@@ -156,13 +167,14 @@ def splits_of(run: Run) -> list[Run]:
     return [parent for name, parent in run.parents.items() if name.startswith("split_")]
 
 
-def _split_config(config: Config, k: int) -> Config:
+def _split_config(config: Config, stage: Stage, k: int) -> Config:
     """The k-th Monte Carlo split; on the platform each draws a world of its own, too."""
     data = config.data
     split = replace(data.split, seed=data.split.seed + k)
     platform = replace(data.platform, seed=data.platform.seed + k)
     return replace(
         config,
+        stage=stage,
         data=replace(data, split=split, platform=platform),
         evaluate=replace(config.evaluate, splits=1, studies=[]),
     )

@@ -320,3 +320,12 @@ def test_a_refusal_is_one_line_on_stderr_without_traceback() -> None:
         [sys.executable, "train.py", "stage=dpo", "dpo.beta=0"], cwd=ROOT, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "train.py: dpo.beta=0.0: must be above 0\n")
+
+
+def test_every_threshold_of_the_gate_stands_in_its_file_with_a_reason() -> None:
+    text = (ROOT / "configs" / "gate.yaml").read_text()
+    assert set(yaml.safe_load(text)) == set(vars(Config("stress").gate))
+    lines = text.splitlines()
+    values = [i for i, line in enumerate(lines) if line and not line.startswith("#")]
+    reasoned = [lines[i - 1].startswith("#") or i - 1 in values for i in values]
+    assert all(reasoned) and load(["stage=stress", "gate.harm=.3"]).gate.harm == 0.3

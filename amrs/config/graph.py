@@ -18,13 +18,12 @@ from amrs.config.stages import (
     BcConfig,
     DpoConfig,
     EvaluateConfig,
-    ExportConfig,
     PreferencesConfig,
     StressConfig,
     WorldModelConfig,
 )
 
-Stage = Literal["prepare", "world_model", "bc", "preferences", "dpo", "evaluate", "stress", "export"]
+Stage = Literal["prepare", "world_model", "bc", "preferences", "dpo", "evaluate", "stress"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 PARENTS: dict[Stage, tuple[Stage, ...]] = {
@@ -35,7 +34,6 @@ PARENTS: dict[Stage, tuple[Stage, ...]] = {
     "dpo": ("prepare", "world_model", "bc", "preferences"),
     "evaluate": ("prepare", "world_model", "bc", "preferences", "dpo"),
     "stress": ("prepare", "world_model", "bc", "preferences", "dpo", "evaluate"),
-    "export": ("prepare", "world_model", "bc", "preferences", "dpo", "evaluate", "stress"),
 }
 """Stages whose run folders a stage reads, in the order in which they can be trained."""
 
@@ -67,7 +65,6 @@ class Config:
     dpo: DpoConfig = field(default_factory=DpoConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     stress: StressConfig = field(default_factory=StressConfig)
-    export: ExportConfig = field(default_factory=ExportConfig)
 
     def __post_init__(self) -> None:
         check(

@@ -202,12 +202,3 @@ class StressConfig:
         for key in ("sessions", "perturbed", "histories", "candidates", "variants"):
             check(getattr(self, key) >= 1, f"stress.{key}", getattr(self, key), "1 or more")
         check(self.simulations >= 2, "stress.simulations", self.simulations, "2 or more")
-
-
-@dataclass
-class ExportConfig:
-    policy: str = "dpo"
-    """Policy to export, by its name in the report; only trained policies can be served without the labeller:
-    copycat and dpo."""
-    force: str | None = None
-    """Reason for exporting a policy that failed the gate; the model card shows it."""

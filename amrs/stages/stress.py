@@ -9,7 +9,7 @@ from amrs.lineup import Parts, lineup
 from amrs.outcomes import choose_sessions
 from amrs.platform import load_truth
 from amrs.report import Report, finite_rows, load, over_splits, terminal_table
-from amrs.runs import Run
+from amrs.runs import Run, splits_of
 from amrs.stages import world_model
 from amrs.stages.evaluate import PARTS
 from amrs.stages.prepare import open_data
@@ -21,7 +21,7 @@ from amrs.training import log_once
 
 def run(run: Run, folder: Path) -> None:
     """The report of `evaluate` with the rows of stress and gate to `folder`/report.json and report.html."""
-    splits = [parent for role, parent in run.parents.items() if role.startswith("split_")]
+    splits = splits_of(run)
     report = _all_splits(run, splits) if splits else _one_split(run)
     report.save(folder)
     rows = [row for row in report.find() if row.section in ("stress", "gate")]
