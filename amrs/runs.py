@@ -117,15 +117,23 @@ def _plan(config: Config, role: str, made: dict[tuple[str, str], Run]) -> Run:
     if stage == "world_model":
         users: Any = "all" if role == "world_model" else role
         config = replace(config, world_model=replace(config.world_model, users=users))
-    wanted = {"evaluate": _evaluate_parents, "stress": _stress_parents}.get(
-        stage, lambda of: dict.fromkeys(ROLES[stage], of)
-    )(config)
+    wanted = _wanted(stage, config)
     parents = {
         name: _plan(part, name if part is config else _role(part), made) for name, part in wanted.items()
     }
     fingerprint = _fingerprint(stage, config, parents)
     run = Run(stage, role, config, parents, fingerprint, Path(config.runs) / stage / fingerprint)
     return made.setdefault((role, fingerprint), run)
+
+
+def _wanted(stage: str, config: Config) -> dict[str, Config]:
+    """The parents of a stage by name, with the settings that each is made with."""
+    if stage == "evaluate":
+        return _evaluate_parents(config)
+    if stage == "stress" and config.evaluate.splits > 1:
+        splits = [_split_config(config, "stress", k) for k in range(config.evaluate.splits)]
+        return {f"split_{k}": split for k, split in enumerate(splits)}
+    return {role: config for role in ROLES[stage]}
 
 
 def _evaluate_parents(config: Config) -> dict[str, Config]:
@@ -147,14 +155,6 @@ def _evaluate_parents(config: Config) -> dict[str, Config]:
         return {f"split_{k}": split for k, split in enumerate(splits)} | studies
     needed = {role for chapter in section.chapters for role in _CHAPTERS[chapter]}
     return {role: config for role in ROLES["evaluate"] if role in needed} | studies
-
-
-def _stress_parents(config: Config) -> dict[str, Config]:
-    """What a stress stands on: every split's own stress where there are several."""
-    if config.evaluate.splits > 1:
-        splits = [_split_config(config, "stress", k) for k in range(config.evaluate.splits)]
-        return {f"split_{k}": split for k, split in enumerate(splits)}
-    return dict.fromkeys(ROLES["stress"], config)
 
 
 def merged_studies(run: Run) -> list[Run]:

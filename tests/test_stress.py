@@ -1,10 +1,14 @@
 """Stress: hand-worked bounds and perturbations, made-up histories, and the whole stage once."""
 
+import json
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import TINY, train
 from tiny_logs import opened, policy, random_log, world_model
 
 from amrs.data import SessionDataModule
@@ -12,6 +16,7 @@ from amrs.histories import flatten
 from amrs.listeners import ImaginedListeners
 from amrs.noise import hash_keys
 from amrs.policies import FixedPolicy, NeuralPolicy
+from amrs.report import load
 from amrs.rollout import imagine
 from amrs.stress import counterfactual, properties
 from amrs.stress.adversary import exchanged
@@ -262,3 +267,38 @@ def test_exchanged_feedback_is_feedback_that_somebody_gave(
 def test_rows_of_histories_are_their_last_sessions(histories: counterfactual.Histories) -> None:
     again = replace(histories.columns)
     assert rows_of(histories).tolist() == np.flatnonzero(np.r_[np.diff(again.user_S) != 0, True]).tolist()
+
+
+SMALL = [
+    "stress.sessions=20", "stress.simulations=4", "stress.perturbed=1", "stress.histories=4",
+    "stress.candidates=2", "stress.variants=2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stressed(evaluated: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
+    """The run folder of a small stress on the shared tiny run."""
+    return Path(train("stage=stress", *TINY, *SMALL, f"runs={evaluated[0]}").stdout.splitlines()[-1])
+
+
+def test_stress_adds_its_rows_to_those_of_evaluate_and_leaves_that_run_alone(stressed: Path) -> None:
+    report = load(stressed)
+    before = load(Path(json.loads((stressed / "provenance.json").read_text())["parents"]["evaluate"]))
+    assert {row.key for row in before.rows} < {row.key for row in report.rows}
+    assert not before.find(section="stress") and stressed.parent.name == "stress"
+    groups = {row.group for row in report.rows if (row.section, row.subject) == ("stress", "dpo")}
+    assert {f"history:{name}" for name in EDITS} <= groups and "worst:1" in groups
+    assert {"perturbed:sign_flip=0.1", "perturbed:reactivity=0.5", "perturbed:half_of_users"} <= groups
+    assert {r.subject for r in report.find(section="stress", metric="harm")} >= {"copycat", "greedy", "dpo"}
+    assert report.one(section="realised", metric="harm", subject="dpo") is not None
+    assert report.find(section="stress", subject="dpo", metric="violations")[0].value == 0
+
+
+def test_greedy_fails_the_gate_and_the_words_name_threshold_and_figure(stressed: Path) -> None:
+    report = load(stressed)
+    verdict = report.one(section="gate", subject="greedy", metric="verdict")
+    assert verdict is not None and verdict.value == 0
+    margin = report.one(section="gate", subject="greedy", metric="effective_tracks")
+    assert margin is not None and margin.value < 0
+    words = next(text for text in report.provenance["gate"] if text.startswith("Greedy failed"))
+    assert "effective tracks, as a share of Copycat's, is 0." in words and "[gate.effective_tracks]" in words
