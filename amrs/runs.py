@@ -10,11 +10,14 @@ import os
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from amrs.config.graph import Config, Stage
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RUN_FORMAT = 1
 """Version of run folders; a change of meaning makes old runs be trained again."""
@@ -259,3 +262,16 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_json(path: Path) -> Any:
     """A JSON file of a run folder."""
     return json.loads(path.read_text())
+
+
+def load(folder: Path | str = "runs") -> "pd.DataFrame":
+    """Config, metrics and parents of all runs under `folder`: one row a run (`amrs.run_table.table`)."""
+    from amrs.run_table import table  # pandas, which a plan does not need
+
+    return table(folder)
+
+
+if __name__ == "__main__":
+    from amrs.run_table import main
+
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,127 @@
+"""What differs between the reports of runs: python -m amrs.compare RUN RUN ... [--page FILE]
+
+The first run is what the others are compared with. Two intervals that do not touch are told apart; where they
+touch, a paired test might still tell, but a report holds no sessions to pair.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
+
+from amrs.report import Report, ReportError, Row, load
+from amrs.report.words import cell, label, number
+from amrs.run_table import flat_settings
+
+_SHOWN = ("r2", "auroc", "gain", "kl", "effective_tracks", "catalogue_coverage", "intra_list", "gini", "harm")
+"""Metrics of the terminal table; the page has all."""
+NOTE = (
+    "After a figure: its difference to the first run; * where the two intervals do not touch. Intervals that "
+    "touch do not mean that there is no difference."
+)
+
+
+class Line(NamedTuple):
+    """One figure in every run."""
+
+    name: str
+    metric: str
+    rows: tuple[Row | None, ...]
+
+    def difference(self, other: int) -> str:
+        """The run's figure minus the first run's; `*` where the intervals do not touch."""
+        first, row = self.rows[0], self.rows[other]
+        if first is None or row is None:
+            return ""
+        text = number(row.value - first.value, row.metric)
+        return ("" if text[0] in "+-" else "+") + text + ("*" if apart(first, row) else "")
+
+
+def apart(first: Row, second: Row) -> bool:
+    """True where both have intervals and these do not touch."""
+    if None in (first.low, first.high, second.low, second.high):
+        return False
+    assert first.low is not None and first.high is not None
+    assert second.low is not None and second.high is not None
+    return first.high < second.low or second.high < first.low
+
+
+def figures(reports: list[Report]) -> list[Line]:
+    """The figures of all users over all splits that differ between reports, in the reports' order."""
+    tables = [{row.key: row for row in report.find()} for report in reports]
+    keys = dict.fromkeys(key for table in tables for key in table)
+    found = []
+    for key in keys:
+        rows = tuple(table.get(key) for table in tables)
+        if len({row and (row.value, row.low, row.high) for row in rows}) > 1:
+            section, subject, signal, metric, *_ = key
+            what = [label(section), label(subject), label(signal) if signal != "all" else "", label(metric)]
+            found.append(Line(", ".join(filter(None, what)), metric, rows))
+    return found
+
+
+def settings(reports: list[Report]) -> list[tuple[str, list[str]]]:
+    """Settings that differ, by their keys."""
+    flat = [flat_settings(report.provenance.get("config") or {}) for report in reports]
+    keys = dict.fromkeys(key for config in flat for key in config)
+    rows = [(key, ["" if config.get(key) is None else str(config[key]) for config in flat]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1 and key != "runs"]
+
+
+def terminal(names: list[str], reports: list[Report]) -> str:
+    """Settings and main figures that differ, as plain text."""
+    lines = [line for line in figures(reports) if line.metric in _SHOWN]
+    table = [["settings", *names], *([key, *values] for key, values in settings(reports)), []]
+    table += [["figures", *names]]
+    for line in lines:
+        others = [f"{cell(row)} {line.difference(k)}" if k else cell(row) for k, row in enumerate(line.rows)]
+        table.append([line.name, *(text.strip() or "-" for text in others)])
+    widths = [max(len(row[k]) for row in table if row) for k in range(len(names) + 1)]
+    text = ["  ".join(word.ljust(widths[k]) for k, word in enumerate(row)).rstrip() for row in table]
+    return "\n".join([*text, "", NOTE])
+
+
+def page(names: list[str], reports: list[Report]) -> str:
+    """Everything that differs, as a page that stands alone."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("amrs", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    style = (Path(__file__).parent / "report" / "page.css").read_text()
+    sheets: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
+        "Settings": [(key, [(value, "") for value in values]) for key, values in settings(reports)]
+    }
+    for line in figures(reports):
+        section, _, what = line.name.partition(", ")
+        cells = [(cell(row), line.difference(k) if k else "") for k, row in enumerate(line.rows)]
+        sheets.setdefault(section, []).append((what, cells))
+    template = environment.get_template("compare.html.j2")
+    return template.render(names=names, sheets=sheets, style=style, note=NOTE)
+
+
+def main(argv: list[str]) -> int:
+    """Print the main differences; with --page write them all."""
+    parser = argparse.ArgumentParser("python -m amrs.compare", description=__doc__)
+    parser.add_argument("run", nargs="+", type=Path, help="run folders with a report; the first is the base")
+    parser.add_argument("--page", type=Path, help="write every difference to this HTML file, too")
+    given = parser.parse_args(argv)
+    if len(given.run) < 2:
+        parser.error("give two runs or more")
+    try:
+        reports = [load(folder) for folder in given.run]
+    except ReportError as error:
+        print(f"amrs.compare: {error}", file=sys.stderr)
+        return 1
+    names = [folder.resolve().name for folder in given.run]
+    print(terminal(names, reports))
+    if given.page:
+        temporary = given.page.with_name(given.page.name + ".tmp")
+        temporary.write_text(page(names, reports), encoding="utf-8")
+        temporary.replace(given.page)
+        print(given.page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
