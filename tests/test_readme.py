@@ -196,12 +196,20 @@ def test_dry_run_prints_a_plan_and_makes_nothing(tmp_path: Path) -> None:
 
 def test_own_log_is_read_as_the_readme_reads_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = train(*given("stage=prepare data=table data.raw_dir=examples/own_log"), f"runs={tmp_path}")
-    (code,) = blocks(README, "python")
+    (code,) = [block for block in blocks(README, "python") if "read_log" in block]
     (folder,) = tmp_path.glob("prepare/*/log")
     assert done.stdout.splitlines()[-1] == str(folder.parent)
     exec(code.replace("runs/prepare/FINGERPRINT/log", str(folder)))
     shown = capsys.readouterr().out
     assert "own_log" in shown and "track_id" in shown
+
+
+def test_the_table_of_runs_is_read_as_the_readme_reads_it(
+    evaluated: Done, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = [block for block in blocks(README, "python") if "amrs.runs.load" in block]
+    exec(code.replace('load("runs")', f"load({str(evaluated[0])!r})"))
+    assert "evaluate  finished" in capsys.readouterr().out
 
 
 def test_cloning_runs_and_ends_with_its_folder(tmp_path: Path) -> None:
