@@ -6,19 +6,26 @@ All of them are a `rollout.Policy`, so each runs in the world model and on the p
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
 from amrs.data import SessionDataModule
+from amrs.guidance import GuidedPolicy, Tilt, best_of, boltzmann, calibrate
+from amrs.listeners import ImaginedListeners
 from amrs.models.policy import PolicyModel
 from amrs.models.world_model import WorldModel
+from amrs.noise import hash_keys, uniform
 from amrs.platform import load_truth
-from amrs.policies import FixedPolicy, GreedyPolicy, NeuralPolicy
+from amrs.policies import FixedPolicy, GreedyPolicy, NeuralPolicy, Scorer
 from amrs.rollout import Policy
 from amrs.runs import Run, RunError, read_json
-from amrs.splits import TRAIN
+from amrs.splits import TRAIN, VALIDATION
 from amrs.stages import bc, world_model
 from amrs.utility import Utility
+
+CALIBRATION = 510
+"""Purpose of the draws that temperatures are calibrated with."""
 
 
 @dataclass
@@ -43,8 +50,26 @@ class Parts:
     @cached_property
     def utility(self) -> Utility:
         """The utility as the pairs were labelled with."""
-        summary = read_json(self.run.parents["preferences"].folder / "summary.json")
-        return Utility(self.run.config.utility, self.data.log.metadata.modes, summary["effect_spread"])
+        return self._utility(self.summary["carry"])
+
+    @cached_property
+    def utility_at_once(self) -> Utility:
+        """The same utility of a track's effect at once."""
+        return self._utility({})
+
+    def _utility(self, carry: dict[str, list[float]]) -> Utility:
+        modes = self.data.log.metadata.modes
+        return Utility(self.run.config.utility, modes, self.summary["effect_spread"], carry)
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """What the pairs' run measured."""
+        found: dict[str, Any] = read_json(self.run.parents["preferences"].folder / "summary.json")
+        return found
+
+    def scorer(self, utility: Utility) -> Scorer:
+        """The labeller following a session."""
+        return Scorer(self.labeller, utility, self.data, self.horizon)
 
 
 def lineup(run: Run, data: SessionDataModule, horizon: int, names: Sequence[str]) -> dict[str, Policy]:
@@ -68,6 +93,20 @@ def _popularity(parts: Parts) -> Policy:
     return FixedPolicy(plays_K.log())
 
 
+def _guided(parts: Parts, tilt: Tilt, utility: Utility) -> Policy:
+    """Copycat tilted until its divergence is DPO's budget, on sessions of validation users that the labeller
+    imagines: all policies are compared at the same divergence."""
+    config, data = parts.run.config, parts.data
+    clone = NeuralPolicy(parts.copycat, data, parts.horizon)
+    policy = GuidedPolicy(clone, parts.scorer(utility), data.rules(), tilt, 1.0)
+    rows = data.rows(VALIDATION)
+    row_B = rows[uniform(config.seed, CALIBRATION, rows).argsort()[: config.dpo.kl_sessions]]
+    listeners = ImaginedListeners(parts.labeller, data, parts.horizon)
+    key_B = hash_keys(config.seed, CALIBRATION, row_B)
+    calibrate(policy, config.dpo.kl_budget, listeners, row_B, key_B, parts.horizon)
+    return policy
+
+
 def _dpo(parts: Parts) -> Policy:
     folders = [parts.run.parents[role].folder for role in ("dpo", "bc")]
     return NeuralPolicy(bc.load(folders[0], parts.data, folders[1]), parts.data, parts.horizon)
@@ -82,7 +121,10 @@ LINEUP: dict[str, Callable[[Parts], Policy | None]] = {
     "copycat": lambda p: NeuralPolicy(p.copycat, p.data, p.horizon),
     "random": lambda p: FixedPolicy(torch.zeros(p.data.tracks)),
     "popularity": _popularity,
-    "greedy": lambda p: GreedyPolicy(p.labeller, p.utility, p.data, p.horizon),
+    "greedy": lambda p: GreedyPolicy(p.scorer(p.utility)),
+    "boltzmann": lambda p: _guided(p, boltzmann, p.utility_at_once),
+    "soft_boltzmann": lambda p: _guided(p, boltzmann, p.utility),
+    "best_of_n": lambda p: _guided(p, best_of, p.utility),
     "dpo": _dpo,
     "production": _production,
 }

@@ -144,7 +144,7 @@ def utility_rows(
     """Gains over Copycat in the *default* utility, whatever utility the policies were trained for.
 
     So runs with different weights can be compared. `spread` is that of predicted effects under Copycat
-    (`stages.preferences.measure_spread`), which depends on no weight; the unit is one such spread.
+    (`carry.measure_effects`), which depends on no weight; the unit is one such spread.
     """
     meta = data.log.metadata
     utility = Utility(UtilityConfig(), meta.modes, spread)

@@ -3,6 +3,7 @@
 Shape suffixes: B pairs or histories, C candidates, K tracks, S sessions, N tokens of the log, M members.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +13,15 @@ from tqdm import tqdm
 from amrs.config.stages import NegativeConfig, PreferencesConfig
 from amrs.data import SessionDataModule
 from amrs.histories import FlatLog, played_before
+from amrs.models.policy import PolicyModel
 from amrs.models.world_model import WorldModel
 from amrs.noise import uniform
-from amrs.rules import Rules
+from amrs.rollout import choose
+from amrs.rules import Rules, log_softmax_allowed
 from amrs.utility import Utility
 
-EXPLORE = 300
-"""Purpose of the draw of exploration candidates."""
+EXPLORE, HISTORIES, DRAWS = 300, 301, 302
+"""Purposes of draws: exploration candidates, histories, and Copycat's candidates."""
 _CHUNK = 128
 
 
@@ -88,30 +91,56 @@ def nearest_tracks(embedding_KE: Tensor, track_B: Tensor, count: int) -> Tensor:
     return similarity_BK.topk(count, dim=1).indices
 
 
-def corrective(
-    model: WorldModel,
-    utility: Utility,
-    data: SessionDataModule,
-    rules: Rules,
-    config: PreferencesConfig,
-    rows: Tensor,
-    seed: int,
-) -> Pairs:
+@dataclass
+class Labelling:
+    """What pairs are made of."""
+
+    model: WorldModel
+    """The labeller."""
+    copycat: PolicyModel
+    utility: Utility
+    data: SessionDataModule
+    rules: Rules
+    config: PreferencesConfig
+    seed: int
+
+
+def corrective(source: Labelling, rows: Tensor) -> Pairs:
     """Negative-feedback corrective sampling (Chan et al. 2026).
 
     Rejected is a track that got negative feedback; chosen is the track of highest predicted utility
     among its nearest neighbours and a random exploration set, all allowed at that moment. A pair without
     predicted improvement is dropped.
     """
-    flat = data.flat
+    flat = source.data.flat
+    negative_N = negative_plays(flat, source.config.negative, source.utility) & _of_rows(flat, rows)
+    return _in_chunks(source, torch.nonzero(negative_N)[:, 0], _corrections)
+
+
+def margin(source: Labelling, rows: Tensor) -> Pairs:
+    """The best and the worst of `draws` tracks that Copycat might have played, at any play of the log.
+
+    Kept where their difference in utility exceeds `margin` times its standard deviation over members.
+    Draws from the reference are where a policy near it will be, so the pairs teach the tilt that maximises
+    utility less divergence: log pi / pi_ref = U / tau + const. (Negative feedback says where the reference
+    did badly, not what it may do instead.) At most `histories` plays, by a draw of their own.
+    """
+    flat = source.data.flat
+    token_N = torch.nonzero(_of_rows(flat, rows) & (flat.track_N >= 0))[:, 0]
+    order = uniform(source.seed, HISTORIES, token_N).argsort()
+    return _in_chunks(source, token_N[order[: source.config.histories]].sort().values, _extremes)
+
+
+def _of_rows(flat: FlatLog, rows: Tensor) -> Tensor:
     used_S = torch.zeros(len(flat.mode_S), dtype=torch.bool)
     used_S[rows] = True
-    negative_N = negative_plays(flat, config.negative, utility) & used_S[flat.session_N]
-    found = [
-        _corrections(model, utility, data, rules, config, token_B, seed)
-        for token_B in tqdm(torch.nonzero(negative_N)[:, 0].split(_CHUNK), "pairs", disable=None)
-        if len(token_B)
-    ]
+    return used_S[flat.session_N]
+
+
+def _in_chunks(source: Labelling, token_N: Tensor, make: Callable[[Labelling, Tensor], Pairs]) -> Pairs:
+    """Pairs at the plays `token_N`; those without predicted improvement are dropped."""
+    chunks = [token_B for token_B in token_N.split(_CHUNK) if len(token_B)]
+    found = [make(source, token_B) for token_B in tqdm(chunks, "pairs", disable=None)]
     if not found:
         empty = torch.zeros(0, dtype=torch.int64)
         return Pairs(empty, empty, empty, empty, torch.zeros(0))
@@ -119,18 +148,33 @@ def corrective(
     return pairs[pairs.du_B > 0]
 
 
-def _corrections(
-    model: WorldModel, utility: Utility, data: SessionDataModule, rules: Rules,
-    config: PreferencesConfig, token_B: Tensor, seed: int,
-) -> Pairs:  # fmt: skip
+def _extremes(source: Labelling, token_B: Tensor) -> Pairs:
+    data, config = source.data, source.config
+    row_B, step_B = data.flat.session_N[token_B], data.flat.step_N[token_B] - 1
+    log_p_BK = next_track_log_probs(source.copycat, data, source.rules, row_B, step_B)
+    draws = [choose(log_p_BK, uniform(source.seed, DRAWS, token_B, c)) for c in range(config.draws)]
+    candidate_BC = torch.stack(draws, 1)
+    u_MBC = member_utilities(source.model, source.utility, data, row_B, step_B, candidate_BC)
+    u_BC = source.utility.joined(u_MBC)
+    best_B, worst_B = u_BC.argmax(1), u_BC.argmin(1)
+    row = torch.arange(len(token_B))
+    du_B = u_BC[row, best_B] - u_BC[row, worst_B]
+    if config.margin > 0 and len(u_MBC) > 1:
+        doubt_B = (u_MBC[:, row, best_B] - u_MBC[:, row, worst_B]).std(0)
+        du_B = du_B.where(du_B > config.margin * doubt_B, -1.0)
+    return Pairs(row_B, step_B, candidate_BC[row, best_B], candidate_BC[row, worst_B], du_B)
+
+
+def _corrections(source: Labelling, token_B: Tensor) -> Pairs:
+    data, config = source.data, source.config
     flat = data.flat
     row_B, step_B, rejected_B = flat.session_N[token_B], flat.step_N[token_B] - 1, flat.track_N[token_B]
     near_BC = nearest_tracks(data.embedding_KE, rejected_B, min(config.neighbours, data.tracks - 1))
     column = torch.arange(config.explore)
-    random_BC = (uniform(seed, EXPLORE, token_B[:, None], column) * data.tracks).long()
+    random_BC = (uniform(source.seed, EXPLORE, token_B[:, None], column) * data.tracks).long()
     candidate_BC = torch.cat([rejected_B[:, None], near_BC, random_BC], 1)
-    u_BC = candidate_utility(model, utility, data, row_B, step_B, candidate_BC)
-    allowed_BK = rules.allowed(flat.mode_S[row_B], played_before(flat, row_B, step_B))
+    u_BC = candidate_utility(source.model, source.utility, data, row_B, step_B, candidate_BC)
+    allowed_BK = source.rules.allowed(flat.mode_S[row_B], played_before(flat, row_B, step_B))
     legal_BC = allowed_BK.gather(1, candidate_BC)
     legal_BC &= candidate_BC != rejected_B[:, None]  # exploration may draw the rejected track itself
     best_B = u_BC.masked_fill(~legal_BC, -torch.inf).argmax(1, keepdim=True)
@@ -148,12 +192,19 @@ def candidate_utility(
     step_B: Tensor,
     track_BC: Tensor,
 ) -> Tensor:
-    """Predicted utility (B, C) if each candidate were play `step_B`, averaged over members."""
+    """Predicted utility (B, C) if each candidate were play `step_B`, of all members together."""
+    return utility.joined(member_utilities(model, utility, data, row_B, step_B, track_BC))
+
+
+def member_utilities(
+    model: WorldModel, utility: Utility, data: SessionDataModule, row_B: Tensor, step_B: Tensor,
+    track_BC: Tensor,
+) -> Tensor:  # fmt: skip
+    """Predicted utility (M, B, C) of each member if each candidate were play `step_B`."""
     predicted = candidate_answers(model, data, row_B, step_B, track_BC)
     mode_B = data.flat.mode_S[row_B]
-    return torch.stack(
-        [utility(m.kinds, params, mode_B) for m, params in zip(model.ensemble, predicted, strict=True)]
-    ).mean(0)
+    answers = zip(model.ensemble, predicted, strict=True)
+    return torch.stack([utility(m.kinds, params, mode_B, step_B) for m, params in answers])
 
 
 @torch.inference_mode()
@@ -171,21 +222,14 @@ def candidate_answers(
 
 
 @torch.inference_mode()
-def effect_spread(
-    model: WorldModel, data: SessionDataModule, row_B: Tensor, step_B: Tensor, track_BC: Tensor
-) -> dict[str, float]:
-    """Spread of each signal's predicted effect: the root mean variance over tracks drawn from Copycat.
-
-    `track_BC` are draws from Copycat's distribution at each history.
-    """
-    answers = candidate_answers(model, data, row_B, step_B, track_BC)
-    spread = {}
-    for name in data.log.metadata.signals:
-        mean_BC = torch.stack(
-            [m.kinds[name].mean(a[name]) for m, a in zip(model.ensemble, answers, strict=True)]
-        )
-        spread[name] = float(mean_BC.mean(0).var(1).mean().sqrt())
-    return spread
+def next_track_log_probs(
+    policy: PolicyModel, data: SessionDataModule, rules: Rules, row_B: Tensor, step_B: Tensor
+) -> Tensor:
+    """Log-probabilities (B, K) in nats of every track as play `step_B` of session `row_B`."""
+    batch = data.prefix(row_B, step_B)
+    h_BD = policy(batch)[torch.arange(len(row_B)), batch.valid_BL.sum(1) - 1]
+    allowed_BK = rules.allowed(data.flat.mode_S[row_B], played_before(data.flat, row_B, step_B))
+    return log_softmax_allowed(policy.logits(h_BD), allowed_BK)
 
 
-SAMPLERS = {"corrective": corrective}
+SAMPLERS: dict[str, Callable[[Labelling, Tensor], Pairs]] = {"margin": margin, "corrective": corrective}

@@ -3,6 +3,8 @@
 Shape suffixes: B rollouts, K tracks.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -62,40 +64,64 @@ class NeuralPolicy:
         return self.reader.append(state, track_B, feedback)
 
 
-class GreedyPolicy:
-    """The track of highest utility as a world model (the labeller) predicts it."""
+class Scores(NamedTuple):
+    """Histories as each member of a world model has read them, and the tracks of this session so far."""
+
+    minds: list[Mind]
+    step: int
+
+
+class Scorer:
+    """Utility of every track next, by a world model (the labeller) that follows the session."""
 
     def __init__(self, model: WorldModel, utility: Utility, data: SessionDataModule, horizon: int) -> None:
-        self.model, self.utility = model.eval(), utility
+        self.model, self.utility, self.data = model.eval(), utility, data
         self.readers = [HistoryReader(member.encoder, data, horizon) for member in model.ensemble]
 
     @torch.inference_mode()
-    def start(self, row_B: Tensor) -> list[Mind]:
+    def start(self, row_B: Tensor) -> Scores:
         """Read the logged history, once a member."""
-        return [reader.start(row_B) for reader in self.readers]
+        return Scores([reader.start(row_B) for reader in self.readers], 0)
 
     @torch.inference_mode()
-    def logits(self, state: list[Mind]) -> Tensor:
-        """(B, K): so steep in utility that a softmax is the argmax."""
-        return _CERTAIN * catalogue_utility(
-            self.model, self.utility, [m.h_BD for m in state], state[0].mode_B
-        )
+    def utility_of_all(self, state: Scores) -> Tensor:
+        """Utility (B, K) of every track next."""
+        mode_B = state.minds[0].mode_B
+        step_B = torch.full_like(mode_B, state.step)
+        return catalogue_utility(self.model, self.utility, [m.h_BD for m in state.minds], mode_B, step_B)
 
     @torch.inference_mode()
-    def observe(self, state: list[Mind], track_B: Tensor, feedback: Feedback) -> list[Mind]:
+    def observe(self, state: Scores, track_B: Tensor, feedback: Feedback) -> Scores:
         """Read one more play, once a member."""
-        return [r.append(mind, track_B, feedback) for r, mind in zip(self.readers, state, strict=True)]
+        pairs = zip(self.readers, state.minds, strict=True)
+        return Scores([reader.append(mind, track_B, feedback) for reader, mind in pairs], state.step + 1)
 
 
-def catalogue_utility(model: WorldModel, utility: Utility, h_MBD: list[Tensor], mode_B: Tensor) -> Tensor:
-    """Utility (B, K) of every track next, averaged over members; `h_MBD` has one (B, D) a member."""
-    total_BK: Tensor | None = None
+class GreedyPolicy:
+    """The track of highest utility."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+        self.start, self.observe = scorer.start, scorer.observe
+
+    def logits(self, state: Scores) -> Tensor:
+        """(B, K): so steep in utility that a softmax is the argmax."""
+        u_BK = self.scorer.utility_of_all(state)
+        return _CERTAIN * (u_BK - u_BK.amax(1, keepdim=True))
+
+
+def catalogue_utility(
+    model: WorldModel, utility: Utility, h_MBD: list[Tensor], mode_B: Tensor, step_B: Tensor | None = None
+) -> Tensor:
+    """Utility (B, K) of every track as play `step_B`; `h_MBD` has one (B, D) a member."""
+    step_B = torch.zeros_like(mode_B) if step_B is None else step_B
+    member_u = []
     for member, h_BD in zip(model.ensemble, h_MBD, strict=True):
         candidates = member.candidates()
+        parts = zip(h_BD.split(_CHUNK), mode_B.split(_CHUNK), step_B.split(_CHUNK), strict=True)
         chunks = [
-            utility(member.kinds, member.score(h, candidates, list(utility.weights)), mode)
-            for h, mode in zip(h_BD.split(_CHUNK), mode_B.split(_CHUNK), strict=True)
+            utility(member.kinds, member.score(h, candidates, list(utility.weights)), mode, step)
+            for h, mode, step in parts
         ]
-        total_BK = torch.cat(chunks) if total_BK is None else total_BK + torch.cat(chunks)
-    assert total_BK is not None
-    return total_BK / len(h_MBD)
+        member_u.append(torch.cat(chunks))
+    return utility.joined(torch.stack(member_u))

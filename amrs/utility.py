@@ -1,19 +1,31 @@
 """What is good for the listener: predicted signals to one number.
 
-U = sum over signals x of w_x g_x(m) / s_x, where w_x is the weight, s_x the spread of the signal's
-predicted effect under Copycat (1 without standardisation), m the session's mode and
+    U(k) = sum over signals x of  w_x c_x(s) g_x(m, k) / s_x
+
+for candidate k as track s (from 0) of a session in mode m: w_x is the weight; c_x(s) the carry, what an
+effect now is still worth at the session's end (`carry.py`; 1 with `utility.horizon=track`); s_x the spread
+of those effects under Copycat (1 without standardisation), so that equal weights mean equal say; and
   g = E[x] (up), 1 - E[x] (down), or E[1 - |x - t|] (target t, over the predictive distribution).
 Signals that a mode does not name go up, except arousal: which arousal is good depends on the mode, so
 where no mode (or no direction) is known it does not count.
-Shape suffixes: B histories, P head parameters; `...` are candidates.
+
+Members m of an ensemble are joined by (`joined`)
+
+    U(k) = mean_m U_m(k) - lambda sd_m (U_m(k) - mean_j U_m(j))
+
+with j the candidates at the same history: what members disagree about for all candidates alike is no
+reason to prefer one. lambda is `utility.pessimism`; the standard deviation is the ignorance (after MOPO,
+Yu et al. 2020, and DORL, Gao et al. 2023, who take the largest and the variance over members).
+Shape suffixes: B histories, P head parameters, M members; `...` are candidates.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from amrs.config.groups import UtilityConfig
+from amrs.runs import RunError
 from amrs.signals import Kind
 
 LEAST_SPREAD = 1e-4
@@ -27,12 +39,28 @@ class Utility:
         config: weights and directions.
         modes: the data set's modes, in the order of their labels.
         spread: s_x by signal; signals that are not in it are left as they are.
+        carry: c_x by signal, for each track of a session (the last figure holds for all after it); signals
+            that are not in it carry over whole.
+
+    Raises:
+        RunError: where `utility.modes` names a mode that the data set does not have.
     """
 
     def __init__(
-        self, config: UtilityConfig, modes: tuple[str, ...], spread: Mapping[str, float] | None = None
+        self,
+        config: UtilityConfig,
+        modes: tuple[str, ...],
+        spread: Mapping[str, float] | None = None,
+        carry: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
+        unknown = set(config.modes) - set(modes) - set(UtilityConfig().modes)
+        if unknown:
+            raise RunError(
+                f"utility.modes names {', '.join(sorted(unknown))}, but the modes of this data set are "
+                f"{', '.join(modes) or 'not recorded'}"
+            )
         self.config, self.modes = config, modes
+        self.carry = {name: torch.tensor(c) for name, c in (carry or {}).items()}
         self.spread = dict(spread or {}) if config.standardise else {}
         self.weights = {name: w for name, w in vars(config.weights).items() if w > 0}
 
@@ -41,8 +69,14 @@ class Utility:
         named = self.config.modes.get(self.modes[mode], {}) if mode >= 0 else {}
         return named.get(signal, None if signal == "arousal" else "up")
 
-    def __call__(self, kinds: Mapping[str, Kind], params: Mapping[str, Tensor], mode_B: Tensor) -> Tensor:
-        """Utility (B, ...) from head parameters (B, ..., P) by signal."""
+    def __call__(
+        self,
+        kinds: Mapping[str, Kind],
+        params: Mapping[str, Tensor],
+        mode_B: Tensor,
+        step_B: Tensor | None = None,
+    ) -> Tensor:
+        """Utility (B, ...) from head parameters (B, ..., P) by signal, for track `step_B` (default 0)."""
         signals = [name for name in self.weights if name in params]
         if not signals:
             raise ValueError(
@@ -52,14 +86,39 @@ class Utility:
         total = torch.zeros(params[signals[0]].shape[:-1], device=mode_B.device)
         for signal in signals:
             scale = self.weights[signal] / max(self.spread.get(signal, 1.0), LEAST_SPREAD)
+            good = torch.zeros_like(total)
             for mode in mode_B.unique().tolist():
                 rows = mode_B == mode
                 direction = self.direction(signal, mode)
                 if direction == "up":
-                    total[rows] += scale * kinds[signal].mean(params[signal][rows])
+                    good[rows] = kinds[signal].mean(params[signal][rows])
                 elif direction == "down":
-                    total[rows] += scale * (1 - kinds[signal].mean(params[signal][rows]))
+                    good[rows] = 1 - kinds[signal].mean(params[signal][rows])
                 elif direction is not None:
-                    near = 1 - kinds[signal].distance(params[signal][rows], float(direction))
-                    total[rows] += scale * near
+                    good[rows] = 1 - kinds[signal].distance(params[signal][rows], float(direction))
+            carry_B = self._carry(signal, mode_B, step_B)
+            total += scale * good * carry_B.reshape(-1, *[1] * (good.ndim - 1))
         return total
+
+    def _carry(self, signal: str, mode_B: Tensor, step_B: Tensor | None) -> Tensor:
+        """c_x(s), as (B,)."""
+        if signal not in self.carry:
+            return torch.ones(len(mode_B), device=mode_B.device)
+        carry_T = self.carry[signal].to(mode_B.device)
+        step_B = torch.zeros_like(mode_B) if step_B is None else step_B
+        return carry_T[step_B.clamp(max=len(carry_T) - 1)]
+
+    def joined(self, u_MB: Tensor) -> Tensor:
+        """One utility (B, ...) of the members' (M, B, ...): their mean less lambda times ignorance.
+
+        The last dimension must hold the candidates that are compared at one history.
+        """
+        mean_B = u_MB.mean(0)
+        if self.config.pessimism == 0 or len(u_MB) < 2:
+            return mean_B
+        return mean_B - self.config.pessimism * ignorance(u_MB)
+
+
+def ignorance(u_MB: Tensor) -> Tensor:
+    """Standard deviation over members (M, B, C) of the utility relative to the candidates' mean, (B, C)."""
+    return (u_MB - u_MB.mean(-1, keepdim=True)).std(0)

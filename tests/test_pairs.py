@@ -1,26 +1,33 @@
 """Preference pairs: what is negative, by hand; what is chosen, against a search over all candidates."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny_logs import letters, opened, random_log, session, world_model, write
+from tiny_logs import letters, opened, policy, random_log, session, world_model, write
 
 from amrs.config.groups import UtilityConfig, WeightsConfig
 from amrs.config.stages import NegativeConfig, PreferencesConfig
 from amrs.data import SessionDataModule
+from amrs.models.world_model import WorldModel
 from amrs.noise import uniform
 from amrs.pairs import (
+    DRAWS,
     EXPLORE,
+    Labelling,
     Pairs,
     candidate_answers,
     candidate_utility,
     corrective,
-    effect_spread,
+    margin,
     nearest_tracks,
     negative_plays,
+    next_track_log_probs,
 )
+from amrs.rollout import choose
 from amrs.splits import TEST, TRAIN, VALIDATION
 from amrs.utility import Utility
 
@@ -98,13 +105,20 @@ def test_nearest_tracks_by_cosine_of_centred_embeddings() -> None:
         assert found[k].tolist() == order[:2]
 
 
+def labelling(
+    data: SessionDataModule, config: PreferencesConfig, model: WorldModel | None = None, seed: int = 0
+) -> Labelling:
+    utility = Utility(UtilityConfig(), MODES)
+    return Labelling(model or world_model(data), policy(data), utility, data, data.rules(), config, seed)
+
+
 def make(
-    data: SessionDataModule, **settings: int
+    data: SessionDataModule, **settings: Any
 ) -> tuple[Pairs, Callable[..., torch.Tensor], PreferencesConfig]:
     model, utility = world_model(data, 2), Utility(UtilityConfig(), MODES)
-    config = PreferencesConfig(**{"neighbours": 4, "explore": 6, **settings})
+    config = replace(PreferencesConfig(neighbours=4, explore=6), **settings)
     rows = torch.cat([data.rows(TRAIN), data.rows(VALIDATION)])
-    pairs = corrective(model, utility, data, data.rules(), config, rows, 3)
+    pairs = corrective(labelling(data, config, model, seed=3), rows)
     return pairs, lambda *where: candidate_utility(model, utility, data, *where), config
 
 
@@ -152,17 +166,15 @@ def test_pairs_are_allowed_improve_and_come_from_the_given_users(data: SessionDa
 
 def test_pairs_depend_on_nothing_but_their_own_play(data: SessionDataModule) -> None:
     """Fewer rows, the same pairs for those that are left."""
-    model, utility, config = world_model(data), Utility(UtilityConfig(), MODES), PreferencesConfig()
-    rows = data.rows(TRAIN)
-    few, many = (corrective(model, utility, data, data.rules(), config, r, 0) for r in (rows[:9], rows))
+    source, rows = labelling(data, PreferencesConfig()), data.rows(TRAIN)
+    few, many = (corrective(source, r) for r in (rows[:9], rows))
     kept = many[torch.isin(many.row_B, rows[:9])]
     for name in ("row_B", "step_B", "chosen_B", "rejected_B"):
         assert torch.equal(getattr(few, name), getattr(kept, name))
 
 
 def test_no_negative_feedback_gives_no_pairs(data: SessionDataModule) -> None:
-    config, utility = PreferencesConfig(negative=OFF), Utility(UtilityConfig(), MODES)
-    pairs = corrective(world_model(data), utility, data, data.rules(), config, data.rows(TRAIN), 0)
+    pairs = corrective(labelling(data, PreferencesConfig(negative=OFF)), data.rows(TRAIN))
     assert len(pairs.row_B) == 0
 
 
@@ -182,14 +194,38 @@ def test_candidates_are_judged_from_before_the_play(data: SessionDataModule) -> 
     torch.testing.assert_close(found["valence"][:, 0], slow["valence"], atol=2e-5, rtol=1e-4)
 
 
-def test_spread_is_the_root_mean_variance_over_tracks(data: SessionDataModule) -> None:
-    model, row_B = world_model(data, 2), data.rows(TRAIN)[:7]
-    track_BC = torch.randint(data.tracks, (7, 5), generator=torch.Generator().manual_seed(0))
-    found = effect_spread(model, data, row_B, torch.zeros_like(row_B), track_BC)
-    answers = candidate_answers(model, data, row_B, torch.zeros_like(row_B), track_BC)
-    kind, variances = model.ensemble[0].kinds["valence"], []
-    for b in range(7):
-        means = [sum(float(kind.mean(a["valence"][b, c])) for a in answers) / 2 for c in range(5)]
-        centre = sum(means) / 5
-        variances.append(sum((x - centre) ** 2 for x in means) / 4)
-    assert found["valence"] == pytest.approx((sum(variances) / 7) ** 0.5, rel=1e-3)
+def test_margin_takes_the_best_and_worst_of_copycats_draws_by_brute_force(data: SessionDataModule) -> None:
+    source = labelling(data, PreferencesConfig(draws=6, margin=0.0), world_model(data, 2))
+    rows = data.rows(TRAIN)
+    pairs = margin(source, rows)
+    assert len(pairs.row_B) == int(data.flat.length_S[rows].sum()), "every play of the users has its pair"
+    for b in range(0, len(pairs.row_B), 37):
+        where = pairs.row_B[b : b + 1], pairs.step_B[b : b + 1]
+        token = data.flat.first_S[where[0]] + where[1] + 1
+        log_p_1K = next_track_log_probs(source.copycat, data, source.rules, *where)
+        drawn = [int(choose(log_p_1K, uniform(source.seed, DRAWS, token, c))) for c in range(6)]
+        worth = {
+            k: float(candidate_utility(source.model, source.utility, data, *where, torch.tensor([[k]])))
+            for k in drawn
+        }
+        assert worth[int(pairs.chosen_B[b])] == pytest.approx(max(worth.values()), abs=1e-5)
+        assert worth[int(pairs.rejected_B[b])] == pytest.approx(min(worth.values()), abs=1e-5)
+        assert float(pairs.du_B[b]) == pytest.approx(max(worth.values()) - min(worth.values()), abs=1e-5)
+        assert (log_p_1K[0, drawn] > -torch.inf).all()
+
+
+def test_a_wide_margin_drops_the_pairs_that_members_disagree_about(data: SessionDataModule) -> None:
+    model, rows = world_model(data, 3), data.rows(TRAIN)
+    kept = [
+        len(margin(labelling(data, PreferencesConfig(draws=6, margin=m), model), rows).row_B)
+        for m in (0, 2, 1e6)
+    ]
+    assert kept[0] > kept[1] > kept[2] == 0
+
+
+def test_fewer_histories_are_a_part_of_all(data: SessionDataModule) -> None:
+    rows = data.rows(TRAIN)
+    few, many = (margin(labelling(data, PreferencesConfig(histories=h)), rows) for h in (9, 10_000))
+    found = set(zip(many.row_B.tolist(), many.step_B.tolist(), many.chosen_B.tolist(), strict=True))
+    some = list(zip(few.row_B.tolist(), few.step_B.tolist(), few.chosen_B.tolist(), strict=True))
+    assert 0 < len(some) <= 9 and set(some) <= found

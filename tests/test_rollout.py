@@ -13,7 +13,7 @@ from amrs.config.groups import UtilityConfig
 from amrs.data import SessionDataModule
 from amrs.listeners import HistoryReader, ImaginedListeners
 from amrs.noise import hash_keys
-from amrs.policies import FixedPolicy, GreedyPolicy, NeuralPolicy, catalogue_utility
+from amrs.policies import FixedPolicy, GreedyPolicy, NeuralPolicy, Scorer, catalogue_utility
 from amrs.rollout import Feedback, Rollouts, choose, imagine
 from amrs.rules import Rules
 from amrs.utility import Utility
@@ -214,8 +214,8 @@ def test_choose_follows_the_distribution_and_never_takes_what_is_not_allowed() -
 def test_greedy_takes_the_best_allowed_track_by_brute_force(data: SessionDataModule) -> None:
     model, row_B = world_model(data, 2), rows(data)
     utility = Utility(UtilityConfig(), data.log.metadata.modes)
-    greedy = GreedyPolicy(model, utility, data, HORIZON)
-    state = greedy.start(row_B)
+    greedy = GreedyPolicy(Scorer(model, utility, data, HORIZON))
+    state = greedy.start(row_B).minds
     mode_B = data.flat.mode_S[row_B]
     u_BK = catalogue_utility(model, utility, [mind.h_BD for mind in state], mode_B)
     for b in (0, 5):

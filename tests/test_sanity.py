@@ -30,6 +30,7 @@ from amrs.metrics import Estimate, auroc_interval, mean_interval, r2_interval
 from amrs.metrics.gains import AROUSAL_SIGN
 from amrs.models.world_model import WorldModel, masked_sums
 from amrs.outcomes import choose_sessions, outcome, roll_out
+from amrs.pairs import next_track_log_probs
 from amrs.platform import draw_platform, load_truth
 from amrs.platform.catalogue import catalogue_table
 from amrs.policies import NeuralPolicy
@@ -37,7 +38,7 @@ from amrs.runs import plan
 from amrs.schema import write_log
 from amrs.splits import TEST, TRAIN, VALIDATION
 from amrs.stages import STAGES, bc
-from amrs.stages.preferences import load_pairs, next_track_log_probs
+from amrs.stages.preferences import load_pairs
 from amrs.stages.world_model import WorldModelTraining, build
 from amrs.targets import Target, targets, training_mean
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from amrs.config.groups import UtilityConfig, WeightsConfig
+from amrs.runs import RunError
 from amrs.signals import Binary, Kind
 from amrs.utility import Utility
 
@@ -74,3 +75,27 @@ def test_weights_that_name_no_signal_of_the_data_are_refused() -> None:
         Utility(UtilityConfig(), MODES)(
             {"rating": Binary()}, {"rating": torch.zeros(1, 1)}, torch.zeros(1).long()
         )
+
+
+def test_an_effect_counts_with_what_is_left_of_it_at_the_end() -> None:
+    """Track 0 of calm keeps a quarter of its valence and half of its arousal; the last figure holds on."""
+    carry = {"valence": [0.25, 1.0], "arousal": [0.5, 1.0]}
+    utility = Utility(UtilityConfig(standardise=False), MODES, carry=carry)
+    params = {"valence": torch.full((3, 2, 1), logit(0.8)), "arousal": torch.full((3, 2, 1), logit(0.3))}
+    found = utility(KINDS, params, torch.tensor([1, 1, 1]), torch.tensor([0, 1, 7]))
+    assert found[:, 0].tolist() == pytest.approx([0.5 * 0.25 * 0.8 + 0.5 * 0.5 * 0.7, 0.75, 0.75])
+
+
+def test_pessimism_takes_off_what_members_disagree_about_between_candidates() -> None:
+    """Members say (0, 2) and (11, 11): relative to their means -1, 1 and 0, 0; sd over members 1 / sqrt 2."""
+    u_MBC = torch.tensor([[[0.0, 2.0]], [[11.0, 11.0]]])
+    utility = Utility(UtilityConfig(pessimism=2.0), MODES)
+    expected = [5.5 - math.sqrt(2), 6.5 - math.sqrt(2)]
+    assert utility.joined(u_MBC)[0].tolist() == pytest.approx(expected)
+    assert Utility(UtilityConfig(), MODES).joined(u_MBC)[0].tolist() == [5.5, 6.5]
+    assert utility.joined(u_MBC[:1]).tolist() == u_MBC[0].tolist()
+
+
+def test_an_unknown_mode_is_refused_by_name() -> None:
+    with pytest.raises(RunError, match=r"utility\.modes names commute, but the modes .* energize, calm"):
+        Utility(UtilityConfig(modes={"commute": {"arousal": "up"}}), MODES)

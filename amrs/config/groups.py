@@ -98,8 +98,14 @@ class UtilityConfig:
     only where its mode names it."""
     standardise: bool = True
     """Divide each signal by the spread of its predicted effect under Copycat."""
+    horizon: Literal["session", "track"] = "session"
+    """What a track is judged by: what is left of its effect when the session ends, or its effect at once."""
+    pessimism: float = 0.0
+    """Lambda, 0 or more: what a standard deviation over the labeller's members takes off the utility; does
+    nothing with one member."""
 
     def __post_init__(self) -> None:
+        check(self.pessimism >= 0, "utility.pessimism", self.pessimism, "0 or more")
         weights = vars(self.weights)
         check(
             all(w >= 0 for w in weights.values()) and any(w > 0 for w in weights.values()),

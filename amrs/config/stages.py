@@ -86,8 +86,16 @@ class NegativeConfig:
 
 @dataclass
 class PreferencesConfig:
-    sampler: Literal["corrective"] = "corrective"
-    """How pairs are made: negative-feedback corrective sampling."""
+    sampler: Literal["margin", "corrective"] = "margin"
+    """How pairs are made: best and worst of Copycat's own draws, or negative-feedback corrective sampling
+    as published."""
+    histories: int = 6000
+    """Plays of training and validation users at which pairs are made (margin), 1 or more."""
+    draws: int = 16
+    """Tracks drawn from Copycat as candidates (margin), 2 or more."""
+    margin: float = 1.0
+    """Standard deviations over the labeller's members by which the utilities of a pair must differ (margin),
+    0 or more; does nothing with one member."""
     negative: NegativeConfig = field(default_factory=NegativeConfig)
     neighbours: int = 32
     """Nearest tracks (cosine) to the rejected one that are candidates, 0 or more."""
@@ -97,6 +105,8 @@ class PreferencesConfig:
     """Fewer pairs than this end the stage: too few to train on."""
 
     def __post_init__(self) -> None:
+        for key, least in (("histories", 1), ("draws", 2), ("margin", 0)):
+            check(getattr(self, key) >= least, f"preferences.{key}", getattr(self, key), f"{least} or more")
         for key in ("neighbours", "explore"):
             check(getattr(self, key) >= 0, f"preferences.{key}", getattr(self, key), "0 or more")
         check(
@@ -136,7 +146,17 @@ class DpoConfig:
         _check_training("dpo", self)
 
 
-PolicyName = Literal["copycat", "random", "popularity", "greedy", "dpo", "production"]
+PolicyName = Literal[
+    "copycat",
+    "random",
+    "popularity",
+    "greedy",
+    "boltzmann",
+    "soft_boltzmann",
+    "best_of_n",
+    "dpo",
+    "production",
+]  # fmt: skip
 Chapter = Literal["fidelity", "policies"]
 StudyName = Literal["ablations"]
 

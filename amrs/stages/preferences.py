@@ -7,34 +7,25 @@ from datasets import Dataset, disable_progress_bars
 from torch import Tensor
 from tqdm import tqdm
 
+from amrs.carry import Effects, measure_effects
+from amrs.config.groups import UtilityConfig
 from amrs.data import SessionDataModule
-from amrs.histories import played_before
+from amrs.listeners import ImaginedListeners
 from amrs.models.policy import PolicyModel
 from amrs.models.world_model import WorldModel
 from amrs.noise import uniform
-from amrs.pairs import SAMPLERS, Pairs, effect_spread
-from amrs.rollout import choose
-from amrs.rules import Rules, log_softmax_allowed
+from amrs.pairs import SAMPLERS, Labelling, Pairs, negative_plays, next_track_log_probs
+from amrs.policies import NeuralPolicy
+from amrs.rules import Rules
 from amrs.runs import Run, RunError, write_json
 from amrs.splits import TRAIN, VALIDATION
 from amrs.stages import bc, world_model
 from amrs.stages.prepare import open_data
 from amrs.utility import Utility
 
-SPREAD_SESSIONS, SPREAD_TRACKS, SPREAD = 512, 32, 400
-"""Histories and draws that the spread of predicted effects is measured on; the draw's purpose."""
+EFFECT_SESSIONS, EFFECTS = 256, 400
+"""Sessions that the effects of tracks are measured on; the draw's purpose."""
 _CHUNK = 256
-
-
-@torch.inference_mode()
-def next_track_log_probs(
-    policy: PolicyModel, data: SessionDataModule, rules: Rules, row_B: Tensor, step_B: Tensor
-) -> Tensor:
-    """Log-probabilities (B, K) in nats of every track as play `step_B` of session `row_B`."""
-    batch = data.prefix(row_B, step_B)
-    h_BD = policy(batch)[torch.arange(len(row_B)), batch.valid_BL.sum(1) - 1]
-    allowed_BK = rules.allowed(data.flat.mode_S[row_B], played_before(data.flat, row_B, step_B))
-    return log_softmax_allowed(policy.logits(h_BD), allowed_BK)
 
 
 def run(run: Run, folder: Path) -> None:
@@ -43,10 +34,11 @@ def run(run: Run, folder: Path) -> None:
     data = open_data(run, users="labeller")
     labeller = world_model.load(run.parents["labeller"].folder, data)
     copycat, rules = bc.load(run.parents["bc"].folder, data), data.rules()
-    rows_train, rows = data.rows(TRAIN), torch.cat([data.rows(TRAIN), data.rows(VALIDATION)])
-    spread = measure_spread(labeller, copycat, data, rules, rows_train, config.seed)
-    utility = Utility(config.utility, data.log.metadata.modes, spread)
-    pairs = SAMPLERS[section.sampler](labeller, utility, data, rules, section, rows, config.seed)
+    rows = torch.cat([data.rows(TRAIN), data.rows(VALIDATION)])
+    effects = measure(labeller, copycat, data, config.utility, config.seed)
+    utility = Utility(config.utility, data.log.metadata.modes, *effects)
+    source = Labelling(labeller, copycat, utility, data, rules, section, config.seed)
+    pairs = SAMPLERS[section.sampler](source, rows)
     part_B = data.part_S[pairs.row_B]
     training = int((part_B == TRAIN).sum())
     if training < section.min_pairs:
@@ -57,20 +49,28 @@ def run(run: Run, folder: Path) -> None:
         )
     reference_B2 = _reference(copycat, data, rules, pairs)
     _store(folder, pairs, reference_B2, data, part_B)
-    write_json(folder / "summary.json", _summary(pairs, part_B, data, spread))
+    write_json(folder / "summary.json", _summary(pairs, part_B, source, effects))
 
 
-def measure_spread(
-    model: WorldModel, copycat: PolicyModel, data: SessionDataModule, rules: Rules,
-    rows: Tensor, seed: int,
-) -> dict[str, float]:  # fmt: skip
-    """Spread of each signal's predicted effect under Copycat, on sessions' starts of training users."""
-    order = uniform(seed, SPREAD, rows).argsort()
-    row_B = rows[order[:SPREAD_SESSIONS]]
-    start_B = torch.zeros_like(row_B)
-    log_p_BK = next_track_log_probs(copycat, data, rules, row_B, start_B)
-    draws = [choose(log_p_BK, uniform(seed, SPREAD, row_B, c)) for c in range(SPREAD_TRACKS)]
-    return effect_spread(model, data, row_B, start_B, torch.stack(draws, 1))
+def measure(
+    labeller: WorldModel, copycat: PolicyModel, data: SessionDataModule, utility: UtilityConfig, seed: int
+) -> Effects:
+    """Spread and carry of predicted effects, on starts of the labeller's training users' sessions."""
+    rows = data.rows(TRAIN)
+    row_B = rows[uniform(seed, EFFECTS, rows).argsort()[:EFFECT_SESSIONS]]
+    horizon = max(1, int(data.flat.length_S[rows].double().median()))
+    horizon = min(horizon, data.history - 1)
+    listeners = ImaginedListeners(labeller, data, horizon)
+    reference = NeuralPolicy(copycat, data, horizon)
+    found = measure_effects(
+        listeners, reference, data.rules(), data.flat.mode_S[row_B], row_B, seed, horizon,
+        utility.horizon == "session",
+    )  # fmt: skip
+    names = data.log.metadata.signals
+    return Effects(
+        {name: value for name, value in found.spread.items() if name in names},
+        {name: value for name, value in found.carry.items() if name in names},
+    )
 
 
 def _reference(copycat: PolicyModel, data: SessionDataModule, rules: Rules, pairs: Pairs) -> Tensor:
@@ -104,22 +104,27 @@ def _store(folder: Path, pairs: Pairs, reference_B2: Tensor, data: SessionDataMo
     Dataset.from_dict(columns).save_to_disk(str(folder / "pairs"))
 
 
-def _summary(
-    pairs: Pairs, part_B: Tensor, data: SessionDataModule, spread: dict[str, float]
-) -> dict[str, object]:
+def _summary(pairs: Pairs, part_B: Tensor, source: Labelling, effects: Effects) -> dict[str, object]:
+    data = source.data
     flat = data.flat
     users = data.users(TRAIN)
     rows = torch.cat([data.rows(TRAIN), data.rows(VALIDATION)])
+    used_S = torch.zeros(len(flat.mode_S), dtype=torch.bool)
+    used_S[rows] = True
+    play_N = used_S[flat.session_N] & (flat.track_N >= 0)
+    negative_N = negative_plays(flat, source.config.negative, source.utility)
     log_plays = (data.plays(TRAIN) + 1).log()
     shift = (log_plays[pairs.chosen_B] - log_plays[pairs.rejected_B]).mean()
     covered = flat.user_S[pairs.row_B[part_B == TRAIN]].unique()
     return {
         "pairs": {"train": int((part_B == TRAIN).sum()), "validation": int((part_B == VALIDATION).sum())},
+        "plays_that_count_as_negative": float(negative_N[play_N].float().mean()),
         "du_quartiles": pairs.du_B.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist(),
         "pairs_per_play": len(pairs.row_B) / int(flat.length_S[rows].sum()),
         "log_popularity_shift": float(shift),
         "share_of_users_covered": len(covered) / len(users),
-        "effect_spread": spread,
+        "effect_spread": effects.spread,
+        "carry": effects.carry,
     }
 
 
