@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from amrs.estimators import Rows, Tuning, linear, loss, trees, tuning_rows
+from amrs.estimators import Fitted, Rows, Tuning, linear, trees, tuned, tuning_rows
 from amrs.features import Features, History, Known, features
 from amrs.schema import SessionLog
 from amrs.splits import TRAIN
@@ -53,6 +53,22 @@ def predict(
 ) -> dict[str, dict[str, Floats]]:
     """Predictions of each subject and declared signal, aligned with the rows of `targets(log)[signal]`.
 
+    As `fit`, without what the tuning chose.
+    """
+    found = fit(log, part_S, known, seed, subjects, signals)
+    return {name: {x: fitted.value_M for x, fitted in by_signal.items()} for name, by_signal in found.items()}
+
+
+def fit(
+    log: SessionLog,
+    part_S: NDArray[np.int8],
+    known: Known = "tracks",
+    seed: int = 0,
+    subjects: Sequence[str] | None = None,
+    signals: Sequence[str] | None = None,
+) -> dict[str, dict[str, Fitted]]:
+    """Each subject fitted to each declared signal; values aligned with the rows of `targets(log)[signal]`.
+
     `part_S` is 0, 1 or 2 (training, validation, test) per session, the same for all sessions of a user.
     Rows of every part are predicted; NaN where a subject does not apply. Labels of test users reach their
     own later predictions as history and nothing else. `known` concerns valence and arousal alone.
@@ -65,7 +81,7 @@ def predict(
         raise ValueError(f"part_S has shape {part_S.shape}, but the log has {len(flat.user_S)} sessions")
     history, labels = History(flat), targets(log, flat)
     means = training_mean(labels, part_S)
-    predictions: dict[str, dict[str, Floats]] = {name: {} for name in chosen}
+    found: dict[str, dict[str, Fitted]] = {name: {} for name in chosen}
     for signal, label in labels.items():
         if signals is not None and signal not in signals:
             continue
@@ -75,27 +91,44 @@ def predict(
             features(history, signal, label, known), seed,
         )  # fmt: skip
         for name in chosen:
-            hopeless = not task.train_M.any()
-            value_M = np.full(len(part_M), np.nan) if hopeless else SUBJECTS[name](task)
-            predictions[name][signal] = np.clip(value_M, 0, 1).astype(np.float32)
-    return predictions
+            fitted = SUBJECTS[name](task) if task.train_M.any() else _nothing(task)
+            found[name][signal] = fitted._replace(value_M=np.clip(fitted.value_M, 0, 1).astype(np.float32))
+    return found
 
 
-def persistence_pre(task: Labels) -> Floats:
+def best(found: dict[str, dict[str, Fitted]], signal: str) -> str | None:
+    """The baseline with the least loss where settings are tuned; None where there is none."""
+    loss = {name: by_signal[signal].loss for name, by_signal in found.items() if signal in by_signal}
+    loss = {name: value for name, value in loss.items() if np.isfinite(value)}
+    return min(loss, key=loss.__getitem__) if loss else None
+
+
+def _nothing(task: Labels) -> Fitted:
+    """No prediction: the baseline does not apply, or no training user has a label."""
+    return Fitted(np.full(len(task.train_M), np.nan, np.float32), np.inf, "does not apply")
+
+
+def _copied(task: Labels, value_M: Floats) -> Fitted:
+    """Values as they are; the training mean where there is none."""
+    filled_M = np.where(np.isnan(value_M), task.mean, value_M).astype(np.float32)
+    return tuned(lambda _: filled_M, (1.0,), task.label.value, task.tuning, task.binary)._replace(
+        chosen="nothing to tune"
+    )
+
+
+def persistence_pre(task: Labels) -> Fitted:
     """Copy the report before the session; the training mean where there is none."""
     if task.signal not in AFFECT:
-        return np.full(len(task.train_M), np.nan, np.float32)
-    pre_M = task.history.flat.session_S[f"pre_{task.signal}"][task.label.row]
-    return np.where(np.isnan(pre_M), task.mean, pre_M).astype(np.float32)
+        return _nothing(task)
+    return _copied(task, task.history.flat.session_S[f"pre_{task.signal}"][task.label.row])
 
 
-def persistence_last(task: Labels) -> Floats:
+def persistence_last(task: Labels) -> Fitted:
     """Copy the user's last value of the signal; the training mean where there is none."""
-    last_M = task.inputs.column(f"{_past(task.signal)}_last")
-    return np.where(np.isnan(last_M), task.mean, last_M).astype(np.float32)
+    return _copied(task, task.inputs.column(f"{_past(task.signal)}_last"))
 
 
-def user_mean(task: Labels) -> Floats:
+def user_mean(task: Labels) -> Fitted:
     """Mean of the user's earlier values, shrunk toward the training mean by a tuned pseudo-count."""
     count_M = np.expm1(task.inputs.column(f"{_past(task.signal)}_count"))
     mean_M = np.nan_to_num(task.inputs.column(f"{_past(task.signal)}_mean"))
@@ -104,25 +137,24 @@ def user_mean(task: Labels) -> Floats:
         mixed_M: Floats = (count_M * mean_M + k * task.mean) / (count_M + k)
         return mixed_M
 
-    loss_G = [sum(loss(shrunk(k)[score], task.label.value[score], False) for _, score in task.tuning)
-              for k in SHRINKAGE]  # fmt: skip
-    return shrunk(SHRINKAGE[int(np.argmin(loss_G))])
+    found = tuned(shrunk, SHRINKAGE, task.label.value, task.tuning, task.binary)
+    return found._replace(chosen=f"pseudo-count={found.chosen}")
 
 
-def ridge(task: Labels) -> Floats:
+def ridge(task: Labels) -> Fitted:
     """Ridge regression (L2 logistic for ratings) on all features and whole embeddings."""
     x_MF = np.column_stack([task.inputs.value_QF, *task.inputs.track_QD])
     return linear(x_MF, task.label.value, task.train_M, task.tuning, task.binary)
 
 
-def boosting(task: Labels) -> Floats:
+def boosting(task: Labels) -> Fitted:
     """Gradient boosting on all features and reduced embeddings."""
     axes_DR = _axes(task.history.embedding_KD)
     x_MF = np.column_stack([task.inputs.value_QF, *(x_QD @ axes_DR for x_QD in task.inputs.track_QD)])
     return trees(x_MF, task.label.value, task.train_M, task.tuning, task.binary, task.seed)
 
 
-SUBJECTS: dict[str, Callable[[Labels], Floats]] = {
+SUBJECTS: dict[str, Callable[[Labels], Fitted]] = {
     "persistence_pre": persistence_pre,
     "persistence_last": persistence_last,
     "user_mean": user_mean,

@@ -1,11 +1,11 @@
 """Ridge, logistic regression and boosted trees whose settings are picked on held-out users.
 
-Each takes all rows with masks of those to fit on and those that pick the settings, and predicts every row.
+Each takes all rows with masks of those to fit on and those that pick the settings, and predicts every row (M,).
 Shape suffixes: M rows, W wanted rows, F features.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,16 @@ TUNING_ROWS = 20_000
 """Settings of the trees are compared on at most so many fitted rows; the iterations are found on all."""
 
 
+class Fitted(NamedTuple):
+    """What was fitted: its predictions, and how its settings were picked."""
+
+    value_M: Floats
+    loss: float
+    """Least `loss` on the scored rows of the tuning: which of several baselines is best is decided by it."""
+    chosen: str
+    """The settings that gave it."""
+
+
 def tuning_rows(user_M: Ints, part_M: NDArray[np.int8], seed: int) -> Tuning:
     """Fit on training and score on validation users; by folds over both where validation users are few."""
     train_M, validation_M = part_M == TRAIN, part_M == VALIDATION
@@ -55,35 +65,52 @@ def tuning_rows(user_M: Ints, part_M: NDArray[np.int8], seed: int) -> Tuning:
     return [(fit, score_M) for fit, score_M in masks if fit.any() and score_M.any()] or [(train_M, train_M)]
 
 
-def linear(x_MF: Floats, y_M: Floats, train_M: Rows, tuning: Tuning, binary: bool) -> Floats:
-    """Predictions of every row by ridge, or by L2 logistic regression for binary labels, (M,)."""
+def linear(x_MF: Floats, y_M: Floats, train_M: Rows, tuning: Tuning, binary: bool) -> Fitted:
+    """Ridge, or L2 logistic regression for binary labels."""
     path = _logistic_path if binary else _ridge_path
     grid: Sequence[float] = LOGISTIC_C if binary else RIDGE_ALPHAS
     loss_G = np.zeros(len(grid))
     for fit, score in tuning:
         loss_G += [loss(value_W, y_M[score], binary) for value_W in path(x_MF, y_M, fit, score, grid)]
     best = grid[int(np.argmin(loss_G))]
-    return next(path(x_MF, y_M, train_M, np.ones_like(train_M), [best]))
+    value_M = next(path(x_MF, y_M, train_M, np.ones_like(train_M), [best]))
+    return Fitted(value_M, float(loss_G.min()), f"{'C' if binary else 'alpha'}={best:.3g}")
 
 
-def trees(x_MF: Floats, y_M: Floats, train_M: Rows, tuning: Tuning, binary: bool, seed: int) -> Floats:
-    """Predictions of every row by gradient boosting on histograms; NaN is a value of its own, (M,)."""
+def trees(x_MF: Floats, y_M: Floats, train_M: Rows, tuning: Tuning, binary: bool, seed: int) -> Fitted:
+    """Gradient boosting on histograms; NaN is a value of its own."""
     if _constant(y_M[train_M]):
-        return np.full(len(y_M), y_M[train_M].mean())
+        value_M = np.full(len(y_M), y_M[train_M].mean())
+        return Fitted(value_M, _scored(value_M, y_M, tuning, binary), "the mean: all labels are the same")
     rng = np.random.default_rng(seed)
     thinned = [(_thin(fit, rng), score) for fit, score in tuning]
     # scikit-learn's binning fails on a column without any value in the rows that it is fitted on.
     told_F = [~np.isnan(x_MF[fit]).all(0) for fit in (train_M, *(fit for fit, _ in thinned))]
     x_MF = x_MF[:, np.all(told_F, axis=0)]
     curves = [_curve(x_MF, y_M, thinned, params, binary, seed) for params in BOOSTING]
-    best = int(np.argmin([curve.min() for curve in curves]))
-    curve = curves[best]
+    params = BOOSTING[int(np.argmin([curve.min() for curve in curves]))]
+    curve = min(curves, key=lambda curve: float(curve.min()))
     if any(a.sum() < b.sum() for (a, _), (b, _) in zip(thinned, tuning, strict=True)):
-        curve = _curve(x_MF, y_M, tuning, BOOSTING[best], binary, seed)
-    model = _model(BOOSTING[best], binary, seed, max_iter=int(np.argmin(curve)) + 1, early_stopping=False)
+        curve = _curve(x_MF, y_M, tuning, params, binary, seed)
+    count = int(np.argmin(curve)) + 1
+    model = _model(params, binary, seed, max_iter=count, early_stopping=False)
     model.fit(x_MF[train_M], y_M[train_M])
-    value_M: Floats = model.predict_proba(x_MF)[:, 1] if binary else model.predict(x_MF)
-    return value_M
+    value_M = model.predict_proba(x_MF)[:, 1] if binary else model.predict(x_MF)
+    words = ", ".join(f"{name}={value:g}" for name, value in params.items())
+    return Fitted(value_M, float(curve.min()), f"{count} trees, {words}")
+
+
+def tuned(
+    values: Callable[[float], Floats], grid: Sequence[float], y_M: Floats, tuning: Tuning, binary: bool
+) -> Fitted:
+    """The best of `values(setting)` for a rule that is not fitted."""
+    loss_G = [_scored(values(setting), y_M, tuning, binary) for setting in grid]
+    best = grid[int(np.argmin(loss_G))]
+    return Fitted(values(best), min(loss_G), f"{best:g}")
+
+
+def _scored(value_M: Floats, y_M: Floats, tuning: Tuning, binary: bool) -> float:
+    return sum(loss(value_M[score], y_M[score], binary) for _, score in tuning)
 
 
 def loss(value_M: Floats, label_M: Floats, binary: bool) -> float:
@@ -161,9 +188,10 @@ def _curve(
     curve = np.zeros(MAX_ITERATIONS)
     for fit, score in tuning:
         if _constant(y_M[fit]):
+            curve += loss(np.full(int(score.sum()), y_M[fit].mean()), y_M[score], binary)
             continue
         model = _model(params, binary, seed, MAX_ITERATIONS, early_stopping=True)
         model.fit(x_MF[fit], y_M[fit], X_val=x_MF[score], y_val=y_M[score])
-        loss_I = -model.validation_score_[1:]
+        loss_I = -model.validation_score_[1:] * (1 if binary else 2)  # scikit-learn's is half the square
         curve += np.pad(loss_I, (0, MAX_ITERATIONS - len(loss_I)), mode="edge") * score.sum()
     return curve

@@ -75,7 +75,7 @@ def test_ridge_is_scikit_learns_at_the_alpha_that_validation_prefers() -> None:
     y = 0.5 + x[:, 0] * 0.1 + rng.normal(0, 0.1, 300)
     part = (user >= 40).astype(np.int8)
     train = part == 0
-    value = linear(x, y, train, tuning_rows(user, part, 0), binary=False)
+    value = linear(x, y, train, tuning_rows(user, part, 0), binary=False).value_M
     z = standardise(x, train)
     paths = [Ridge(alpha=10.0**a).fit(z[train], y[train]).predict(z) for a in np.arange(-1, 5.5, 0.5)]
     best = min(paths, key=lambda path: float(np.square(path - y)[~train].sum()))
