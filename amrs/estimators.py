@@ -1,6 +1,7 @@
 """Ridge, logistic regression and boosted trees whose settings are picked on held-out users.
 
-Each takes all rows with masks of those to fit on and those that pick the settings, and predicts every row (M,).
+Each takes all rows with masks of those to fit on and those that pick the settings, and predicts
+every row (M,).
 Shape suffixes: M rows, W wanted rows, F features.
 """
 

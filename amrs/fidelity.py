@@ -3,25 +3,31 @@
 Shape suffixes: N labels, G grid points of a distribution, B batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
-from amrs import baselines, metrics
+from amrs import baselines
 from amrs.batches import windows
 from amrs.calibration import Judged, Yesno, event_rows, level_rows
 from amrs.data import SessionDataModule
+from amrs.estimators import Fitted
 from amrs.histories import TARGETS
 from amrs.models.world_model import EXTRA, WorldModel
+from amrs.predictions import fit_rows, table
 from amrs.report import Row
+from amrs.schema import SIGNALS_ORDER
 from amrs.splits import TEST, VALIDATION
 from amrs.targets import AFFECT, Target, targets, training_mean
-from amrs.track_effects import partial_r2, uplift_slope
 
 Known = Literal["forecast", "tracks", "nowcast"]
+Fits = dict[str, dict[str, Fitted]]
+_ASKED: dict[Known, tuple[str, ...] | None] = {"tracks": None, "forecast": AFFECT, "nowcast": AFFECT}
+"""Which signals the baselines predict at which moment; None is all of them."""
 GRID_G = np.linspace(0, 1, 101)
 _BATCH = 256
 
@@ -98,37 +104,85 @@ def _ask(
     return model.predict(batch, last_BL, moment)
 
 
-def fidelity_rows(
-    model: WorldModel, data: SessionDataModule, seed: int, draws: int, part: int = TEST
-) -> list[Row]:
-    """Rows of section `fidelity`: the world model and the baselines on `part`'s users."""
+class Fidelity(NamedTuple):
+    """How well some users are predicted."""
+
+    rows: list[Row]
+    table: pd.DataFrame
+    """Predictions of the world model and the baselines; see `amrs.predictions`."""
+    tuning: dict[str, dict[str, str]]
+    """By signal, what the tuning of each baseline chose, and which one is best on validation users."""
+
+
+def fidelity(
+    model: WorldModel, data: SessionDataModule, seed: int, draws: int, part: int = TEST, log: str = ""
+) -> Fidelity:
+    """The world model and the baselines on `part`'s users; `log` is the fingerprint of the data."""
     labels = targets(data.log)
     part_S = data.part_S.numpy().astype(np.int8)
     means = training_mean(labels, part_S)
-    others = baselines.predict(data.log, part_S, seed=seed)
-    rows = []
+    fits = {known: baselines.fit(data.log, part_S, known, seed, signals=of) for known, of in _ASKED.items()}
+    rows, tables = [], []
     for signal, label in labels.items():
         test_N = part_S[label.row] == part
         if not test_N.any():
             continue
         held_out = kept(label, test_N)
         predicted = predict(model, data, signal, held_out)
+        columns = {"world_model": predicted.mean_N} | _at_moments(model, data, signal, held_out)
         if signal in AFFECT:
-            found = {name: p[signal][test_N] for name, p in others.items()}
-            rows += _track_rows(model, data, signal, held_out, predicted, found, means[signal], seed, draws)
-        everyone = {"world_model": predicted.mean_N} | {n: p[signal][test_N] for n, p in others.items()}
-        for subject, found in everyone.items():
-            rows += _score(subject, signal, held_out, found, means[signal], data, seed, draws)
+            columns["track_blind"] = columns["world_model@forecast"]
+        columns |= {name: value[test_N] for name, value in _baselines(fits, signal).items()}
+        tables.append(table(signal, held_out, means[signal], columns, data.log.metadata, log))
         tuning = kept(label, part_S[label.row] == VALIDATION)
         known = predict(model, data, signal, tuning)
         rows += distribution_rows(signal, (tuning, known), (held_out, predicted), seed, draws)
+    frame = pd.concat(tables, ignore_index=True)
+    rows += fit_rows(frame, draws, seed) + _event_rows(model, data, seed, draws, part)
+    # Validation users cannot tell whether what was fitted to them helps others.
+    rows = [row for row in rows if part != VALIDATION or row.subject != "recalibrated"]
+    return Fidelity(rows, frame, _choices(fits, list(labels)))
+
+
+def _event_rows(model: WorldModel, data: SessionDataModule, seed: int, draws: int, part: int) -> list[Row]:
+    """Calibration of leaving and presence."""
+    part_S, rows = data.part_S.numpy(), []
     for name, label in events(data).items():
         sets = [kept(label, part_S[label.row] == of) for of in (VALIDATION, part)]
         if all(len(one.row) for one in sets):
             tuned, tested = ((one, predict(model, data, name, one)) for one in sets)
             rows += distribution_rows(name, tuned, tested, seed, draws)
-    # Validation users cannot tell whether what was fitted to them helps others.
-    return [row for row in rows if part != VALIDATION or row.subject != "recalibrated"]
+    return rows
+
+
+def _at_moments(
+    model: WorldModel, data: SessionDataModule, signal: str, label: Target, subject: str = "world_model"
+) -> dict[str, np.ndarray]:
+    """Expectations of an affect report before its session's tracks are known, and after them all."""
+    moments: tuple[Known, ...] = ("forecast", "nowcast") if signal in AFFECT else ()
+    return {f"{subject}@{known}": predict(model, data, signal, label, known).mean_N for known in moments}
+
+
+def _baselines(fits: dict[Known, Fits], signal: str) -> dict[str, np.ndarray]:
+    """Every baseline's predictions of all labels, and under `best_baseline` those of the best."""
+    columns: dict[str, np.ndarray] = {}
+    for known, found in fits.items():
+        suffix = "" if known == "tracks" else f"@{known}"
+        values = {name: by_signal[signal].value_M for name, by_signal in found.items() if signal in by_signal}
+        columns |= {f"{name}{suffix}": value for name, value in values.items()}
+        best = baselines.best(found, signal)
+        if best is not None:
+            columns[f"best_baseline{suffix}"] = values[best]
+    return columns
+
+
+def _choices(fits: dict[Known, Fits], signals: list[str]) -> dict[str, dict[str, str]]:
+    found = fits["tracks"]
+    return {
+        signal: {"best": baselines.best(found, signal) or "none"}
+        | {name: by_signal[signal].chosen for name, by_signal in found.items() if signal in by_signal}
+        for signal in signals
+    }
 
 
 def kept(label: Target, keep_N: np.ndarray) -> Target:
@@ -149,81 +203,23 @@ def events(data: SessionDataModule) -> dict[str, Target]:
     return found
 
 
-def model_rows(subject: str, model: WorldModel, data: SessionDataModule, seed: int, draws: int) -> list[Row]:
-    """Point figures of one world model on test users, under the name `subject`."""
+def model_table(
+    subject: str, model: WorldModel, data: SessionDataModule, part: int = TEST, log: str = "",
+    signals: Sequence[str] = SIGNALS_ORDER,
+) -> pd.DataFrame:  # fmt: skip
+    """Predictions of one world model for `part`'s users, under the name `subject`."""
     labels = targets(data.log)
     part_S = data.part_S.numpy().astype(np.int8)
     means = training_mean(labels, part_S)
-    rows = []
+    tables = []
     for signal, label in labels.items():
-        test_N = part_S[label.row] == TEST
-        if test_N.any():
+        test_N = part_S[label.row] == part
+        if test_N.any() and signal in signals:
             held_out = kept(label, test_N)
-            mean_N = predict(model, data, signal, held_out).mean_N
-            rows += _score(subject, signal, held_out, mean_N, means[signal], data, seed, draws)
-    return rows
-
-
-def _track_rows(
-    model: WorldModel, data: SessionDataModule, signal: str, label: Target, predicted: Predicted,
-    others: dict[str, np.ndarray], train_mean: float, seed: int, draws: int,
-) -> list[Row]:  # fmt: skip
-    """What knowing the session's tracks adds, and the figures by what is known when predicting."""
-    blind_N = predict(model, data, signal, label, "forecast").mean_N
-    nowcast_N = predict(model, data, signal, label, "nowcast").mean_N
-    y_N, user_N = label.value, label.user
-    rows = []
-    for subject, group, found_N in (
-        ("track_blind", "all", blind_N),
-        ("world_model", "known:forecast", blind_N),
-        ("world_model", "known:nowcast", nowcast_N),
-    ):
-        estimate = metrics.r2_interval(y_N, found_N, train_mean, user_N, draws, seed)
-        rows.append(Row("fidelity", subject, signal, "r2", "mean", group, *estimate, "fraction"))
-    slope = uplift_slope(y_N, predicted.mean_N, blind_N, user_N, draws, seed)
-    rows.append(
-        Row(
-            "fidelity", "world_model", signal, "uplift_slope", "mean", "all", *slope, "residual per predicted"
-        )
-    )
-    for subject, found_N in {"world_model": predicted.mean_N, **others}.items():
-        estimate = partial_r2(y_N, found_N, blind_N, user_N, draws, seed)
-        rows.append(Row("fidelity", subject, signal, "partial_r2", "mean", "all", *estimate, "fraction"))
-    return rows
-
-
-def _groups(label: Target, data: SessionDataModule) -> Iterator[tuple[str, np.ndarray]]:
-    meta = data.log.metadata
-    yield "all", np.ones(len(label.value), bool)
-    for code, name in enumerate(meta.cohorts):
-        yield f"cohort:{name}", label.cohort == code
-    for code, name in enumerate(meta.modes):
-        yield f"mode:{name}", label.mode == code
-
-
-def _score(
-    subject: str, signal: str, label: Target, mean_N: np.ndarray, train_mean: float,
-    data: SessionDataModule, seed: int, draws: int,
-) -> list[Row]:  # fmt: skip
-    """Point figures of one subject, in all and by cohort and mode."""
-    rows = []
-    for group, in_group_N in _groups(label, data):
-        keep_N = in_group_N & ~np.isnan(mean_N)
-        if not keep_N.any():
-            continue
-        y_N, p_N, user_N = label.value[keep_N], mean_N[keep_N], label.user[keep_N]
-        if signal == "rating":
-            found = {"auroc": (metrics.auroc_interval(y_N, p_N, user_N, min(draws, 200), seed), "area")}
-        else:
-            found = {
-                "r2": (metrics.r2_interval(y_N, p_N, train_mean, user_N, draws, seed), "fraction"),
-                "mae": (metrics.mae_interval(y_N, p_N, user_N, draws, seed), "scale points"),
-            }
-        rows += [
-            Row("fidelity", subject, signal, metric, "mean", group, *estimate, unit)
-            for metric, (estimate, unit) in found.items()
-        ]
-    return rows
+            columns = {subject: predict(model, data, signal, held_out).mean_N}
+            columns |= _at_moments(model, data, signal, held_out, subject)
+            tables.append(table(signal, held_out, means[signal], columns, data.log.metadata, log))
+    return pd.concat(tables, ignore_index=True)
 
 
 def distribution_rows(

@@ -49,7 +49,9 @@ _CHAPTERS = {
 _MERGED = "study_"
 """Before the name of a study in its role as parent of a report."""
 _RESULT_TRAINER = ("max_steps", "precision")
-_NOT_OF_A_STUDY = ("chapters", "studies", "splits")
+_PROTOCOL = {"mccv": ("splits",), "kfold": ("folds", "repeats")}
+"""Settings of an evaluation that count under one protocol only."""
+_NOT_OF_A_STUDY = ("chapters", "studies", "protocol", "splits", "folds", "repeats")
 """Settings of an evaluation that its studies do not depend on."""
 
 
@@ -153,6 +155,9 @@ def _evaluate_parents(config: Config) -> dict[str, Config]:
         )
         for name in section.studies
     }
+    if section.protocol == "kfold":
+        parts = [(r, f) for r in range(section.repeats) for f in range(section.folds)]
+        return {f"split_{r}_{f}": _fold_config(config, r, f) for r, f in parts} | studies
     if section.splits > 1:
         splits = [_split_config(config, "evaluate", k) for k in range(section.splits)]
         return {f"split_{k}": split for k, split in enumerate(splits)} | studies
@@ -181,6 +186,14 @@ def _split_config(config: Config, stage: Stage, k: int) -> Config:
         data=replace(data, split=split, platform=platform),
         evaluate=replace(config.evaluate, splits=1, studies=[]),
     )
+
+
+def _fold_config(config: Config, repeat: int, fold: int) -> Config:
+    """One fold of one repeat, of the same world and log."""
+    section, split = config.evaluate, config.data.split
+    split = replace(split, seed=split.seed + repeat, folds=section.folds, fold=fold)
+    single = replace(section, protocol="mccv", splits=1, studies=[])
+    return replace(config, data=replace(config.data, split=split), evaluate=single)
 
 
 def _pinned(stage: str, role: str, config: Config, folder: Path) -> Run:
@@ -227,8 +240,11 @@ def result_settings(stage: str, config: Config) -> dict[str, Any]:
         else:
             value = getattr(config, name)
             reads[name] = value if isinstance(value, int) else asdict(value)
-    if stage == "evaluate" and config.evaluate.study is not None:
-        reads["evaluate"] = {key: x for key, x in reads["evaluate"].items() if key not in _NOT_OF_A_STUDY}
+    if stage == "evaluate":
+        section = config.evaluate
+        idle = _PROTOCOL["mccv" if section.protocol == "kfold" else "kfold"]
+        idle += _NOT_OF_A_STUDY if section.study is not None else ()
+        reads["evaluate"] = {key: x for key, x in reads["evaluate"].items() if key not in idle}
     return reads
 
 

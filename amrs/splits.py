@@ -10,6 +10,8 @@ import numpy as np
 from amrs.config.data import SplitConfig
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
+FOLD_VALIDATION = 0.1
+"""Share of the users outside the test fold that validates."""
 
 
 def _ranked(user_ids: list[str], seed: int, purpose: str) -> np.ndarray:
@@ -23,13 +25,32 @@ def split_users(user_ids: list[str], config: SplitConfig) -> np.ndarray:
     count = len(user_ids)
     if count < 3:
         raise ValueError(f"{count} users cannot be split: training, validation and test need one each")
-    test = min(max(1, round(config.test * count)), count - 2)
-    validation = min(max(1, round(config.validation * count)), count - test - 1)
     part_U = np.full(count, TRAIN, dtype=np.int64)
     order = _ranked(user_ids, config.seed, "split")
+    if config.folds is None:
+        test = min(max(1, round(config.test * count)), count - 2)
+        validation = min(max(1, round(config.validation * count)), count - test - 1)
+    else:
+        order, test = _fold_first(order, config.folds, config.fold)
+        validation = max(1, round(FOLD_VALIDATION * (count - test)))
     part_U[order[:test]] = TEST
     part_U[order[test : test + validation]] = VALIDATION
     return part_U
+
+
+def _fold_first(order: np.ndarray, folds: int, fold: int) -> tuple[np.ndarray, int]:
+    """Users with those of the fold first, and how many it has; the next users in the ring follow.
+
+    Folds are cut from the ranking, so each user is in one fold, and sizes differ by one at most.
+    """
+    count = len(order)
+    if folds > count or count - -(-count // folds) < 2:
+        raise ValueError(
+            f"{count} users cannot be split into {folds} folds: each needs a user, and training and "
+            "validation one each besides"
+        )
+    first, stop = (count * k // folds for k in (fold, fold + 1))
+    return np.roll(order, -first), stop - first
 
 
 def split_halves(user_ids: list[str], part_U: np.ndarray, seed: int) -> np.ndarray:

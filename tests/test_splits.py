@@ -52,3 +52,24 @@ def test_halves_are_no_function_of_the_split() -> None:
     """The rank that decides the half is another hash than the rank that decides the part."""
     half_by_split = [split_halves(USERS, np.zeros(939, int), s) for s in (0, 1)]
     assert 0.4 < (half_by_split[0] == half_by_split[1]).mean() < 0.6
+
+
+@pytest.mark.parametrize(("count", "folds"), [(30, 5), (31, 5), (7, 3), (939, 10)])
+def test_each_user_is_tested_in_one_fold_of_a_repeat(count: int, folds: int) -> None:
+    users = USERS[:count]
+    parts = np.array([split_users(users, SplitConfig(seed=2, folds=folds, fold=k)) for k in range(folds)])
+    assert ((parts == TEST).sum(0) == 1).all()
+    sizes = (parts == TEST).sum(1)
+    assert sizes.max() - sizes.min() <= 1
+    rest = count - sizes
+    assert ((parts == VALIDATION).sum(1) == np.maximum(1, np.round(0.1 * rest))).all()
+
+
+def test_another_repeat_cuts_other_folds() -> None:
+    tested = [split_users(USERS, SplitConfig(seed=s, folds=5)) == TEST for s in (0, 1)]
+    assert not np.array_equal(*tested)
+
+
+def test_too_many_folds_are_refused_in_words() -> None:
+    with pytest.raises(ValueError, match="3 users cannot be split into 5 folds"):
+        split_users(USERS[:3], SplitConfig(folds=5))

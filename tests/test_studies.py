@@ -1,6 +1,8 @@
 """Studies and chapters: what an evaluation stands on, and what its report takes over."""
 
-from amrs.config import load
+import pytest
+
+from amrs.config import ConfigError, load
 from amrs.runs import Run, merged_studies, plan, splits_of
 
 
@@ -47,3 +49,26 @@ def test_a_study_is_made_once_for_all_splits() -> None:
     report = planned("evaluate.chapters=fidelity", "evaluate.studies=ablations", "evaluate.splits=2")
     assert len(splits_of(report)) == 2 and len(merged_studies(report)) == 1
     assert all(not merged_studies(split) for split in splits_of(report))
+
+
+def test_folds_are_runs_of_their_own_of_the_same_log() -> None:
+    whole = planned("evaluate.chapters=fidelity", "evaluate.protocol=kfold", "evaluate.repeats=2")
+    splits = splits_of(whole)
+    assert len(splits) == 10 and len({split.fingerprint for split in splits}) == 10
+    assert len({split.parents["prepare"].fingerprint for split in splits}) == 1
+    assert [(s.config.data.split.seed, s.config.data.split.fold) for s in splits[4:6]] == [(0, 4), (1, 0)]
+
+
+def test_monte_carlo_splits_draw_a_world_each() -> None:
+    splits = splits_of(planned("evaluate.chapters=fidelity", "evaluate.splits=3"))
+    assert len({split.parents["prepare"].fingerprint for split in splits}) == 3
+
+
+def test_settings_of_the_other_protocol_make_no_new_run() -> None:
+    fidelity = "evaluate.chapters=fidelity"
+    assert planned(fidelity, "evaluate.folds=7").fingerprint == planned(fidelity).fingerprint
+
+
+def test_folds_of_policies_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"evaluate\.chapters=fidelity"):
+        planned("evaluate.protocol=kfold")

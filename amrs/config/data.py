@@ -15,6 +15,11 @@ class SplitConfig:
     """Share of users that validate, in (0, 1)."""
     test: float = 0.1
     """Share of users that test, in (0, 1)."""
+    folds: int | None = None
+    """Test on one of so many folds of the users, 2 or more; then a tenth of the other users validates, and
+    `validation` and `test` do not count. Null is a Monte Carlo split."""
+    fold: int = 0
+    """Which of the folds tests, from 0."""
 
     def __post_init__(self) -> None:
         check(0 < self.validation < 1, "data.split.validation", self.validation, "between 0 and 1")
@@ -25,6 +30,9 @@ class SplitConfig:
             self.validation + self.test,
             "below 1, so that users are left for training",
         )
+        check(self.folds is None or self.folds >= 2, "data.split.folds", self.folds, "2 or more, or null")
+        most = 1 if self.folds is None else self.folds
+        check(0 <= self.fold < most, "data.split.fold", self.fold, f"0 or more and below {most} folds")
 
 
 @dataclass

@@ -171,8 +171,15 @@ class EvaluateConfig:
     """Make this study, in a run folder of its own, instead of the chapters."""
     studies: list[StudyName] = field(default_factory=list)
     """Studies whose rows are merged into the report; those that are missing are made first."""
+    protocol: Literal["mccv", "kfold"] = "mccv"
+    """Monte Carlo splits by user, or repeated folds of users (each tested once a repeat) whose predictions
+    are pooled."""
     splits: int = 1
-    """Monte Carlo splits by user (data.split.seed, +1, ...), 1 or more."""
+    """mccv: Monte Carlo splits by user (data.split.seed, +1, ...), 1 or more."""
+    folds: int = 5
+    """kfold: parts that the users are cut into, 2 or more."""
+    repeats: int = 4
+    """kfold: times that they are cut (data.split.seed, +1, ...), 1 or more."""
     horizon: int | None = None
     """Tracks imagined from a session's start, 1 or more; null is the median length of logged sessions."""
     sessions: int = 400
@@ -189,7 +196,14 @@ class EvaluateConfig:
         for key in ("chapters", "studies"):
             given = getattr(self, key)
             check(len(set(given)) == len(given), f"evaluate.{key}", given, "different names")
-        for key in ("splits", "sessions"):
+        check(
+            self.protocol != "kfold" or self.chapters == ["fidelity"],
+            "evaluate.protocol",
+            self.protocol,
+            "mccv, unless evaluate.chapters=fidelity",
+        )
+        check(self.folds >= 2, "evaluate.folds", self.folds, "2 or more")
+        for key in ("splits", "repeats", "sessions"):
             check(getattr(self, key) >= 1, f"evaluate.{key}", getattr(self, key), "1 or more")
         check(
             self.horizon is None or self.horizon >= 1, "evaluate.horizon", self.horizon, "1 or more, or null"

@@ -7,7 +7,7 @@ again = load(run_folder)
 """
 
 from amrs.report.rows import METRICS, SECTIONS, Report, ReportError, Row, finite_rows, load
-from amrs.report.splits import over_splits
+from amrs.report.splits import over_folds, over_splits
 from amrs.report.words import terminal_table
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Row",
     "finite_rows",
     "load",
+    "over_folds",
     "over_splits",
     "terminal_table",
 ]

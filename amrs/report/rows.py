@@ -1,9 +1,9 @@
 """Rows of the report: one figure each, with its interval, named from fixed lists, and the file that holds
 them.
 
-Names are added here, never changed: other tools read them. `split` is a split's number or "mean" over
-splits (with one split only "mean"), always of test users; `group` is "all" or
-one of `GROUPS` with a name, as "cohort:<name>"; `signal` is "all" where none applies.
+Names are added here, never changed: other tools read them. `split` is a split's number, "mean" over
+splits (with one split only "mean") or "pooled" (their predictions together), always of test users; `group`
+is "all" or one of `GROUPS` with a name, as "cohort:<name>"; `signal` is "all" where none applies.
 """
 
 import json
@@ -21,7 +21,7 @@ SECTIONS = (
 )  # fmt: skip
 MODELS = (
     "world_model", "recalibrated", "track_blind", "persistence_pre", "persistence_last", "user_mean", "ridge",
-    "boosting",
+    "boosting", "best_baseline",
 )  # fmt: skip
 POLICIES = (
     "random", "popularity", "production", "copycat", "greedy", "boltzmann", "soft_boltzmann", "best_of_n",
@@ -151,8 +151,10 @@ def _fault(row: Row) -> str | None:
         return f"subject {row.subject!r} is not one of {', '.join(names)}"
     if not _GROUP.fullmatch(row.group):
         return f"group {row.group!r} is not all, {', '.join(f'{kind}:<name>' for kind in GROUPS)}"
-    if row.split != "mean" and (not isinstance(row.split, int) or isinstance(row.split, bool)):
-        return f"split {row.split!r} is neither a split's number nor 'mean'"
+    if row.split not in ("mean", "pooled") and (
+        not isinstance(row.split, int) or isinstance(row.split, bool)
+    ):
+        return f"split {row.split!r} is neither a split's number nor 'mean' nor 'pooled'"
     if not _number(row.value):
         return f"value is {row.value}: leave out a figure that does not exist (`finite_rows`)"
     if (row.low is None) != (row.high is None):

@@ -1,4 +1,4 @@
-"""Reports of several Monte Carlo splits as one. Shape suffix: J splits."""
+"""Reports of several splits as one. Shape suffix: J splits."""
 
 import math
 from collections.abc import Sequence
@@ -32,6 +32,16 @@ def over_splits(reports: Sequence[Report], test_to_train: float) -> list[Row]:
             by_figure.setdefault(key, []).append(row)
     means = [_mean(rows, test_to_train) for rows in by_figure.values() if len(rows) == len(reports)]
     return [row for rows in numbered for row in rows] + means
+
+
+def over_folds(reports: Sequence[Report], test_to_train: float, pooled: Sequence[Row]) -> list[Row]:
+    """Rows of repeated folds under "mean": `pooled` ones as they are, means over folds of all others.
+
+    A fold of a few users says little alone, so only the whole is kept.
+    """
+    known = {row.key for row in pooled}
+    means = [row for row in over_splits(reports, test_to_train) if row.split == "mean"]
+    return [*pooled, *(row for row in means if row.key not in known)]
 
 
 def _mean(row_J: list[Row], test_to_train: float) -> Row:

@@ -11,6 +11,7 @@ LABELS = {
     "track_blind": "World model, track-blind",
     "persistence_pre": "Copy the pre-session report", "persistence_last": "Copy the last report",
     "user_mean": "Running mean of the user", "ridge": "Ridge regression", "boosting": "Gradient boosting",
+    "best_baseline": "Best baseline on validation users",
     "random": "Random", "popularity": "Popularity", "production": "Production", "copycat": "Copycat",
     "greedy": "Greedy", "boltzmann": "Boltzmann", "soft_boltzmann": "Soft-Q Boltzmann",
     "best_of_n": "Best of N", "dpo": "DPO", "realised": "Realised", "predicted": "Predicted by the judge",
@@ -144,12 +145,11 @@ def model_findings(report: Report) -> list[Finding]:
     for signal, metric in MAIN_FIT:
         rows = {row.subject: row for row in report.find(section="fidelity", signal=signal, metric=metric)}
         model = rows.get("world_model")
-        others = [
-            row for name, row in rows.items() if name in MODELS and name not in ("world_model", "track_blind")
-        ]
+        own = ("world_model", "recalibrated", "track_blind")
+        others = [row for name, row in rows.items() if name in MODELS and name not in own]
         if model is None or not others:
             continue
-        best = max(others, key=lambda row: row.value)
+        best = rows.get("best_baseline") or max(others, key=lambda row: row.value)
         low, high = (
             (model.low, model.high) if model.low is not None and model.high is not None else (-9e9, 9e9)
         )
@@ -189,7 +189,8 @@ def terminal_table(report: Report) -> str:
         header = ["held-out fit", *(f"{signal} {label(metric)}" for signal, metric in fit)]
         blocks.append([header, *(
             [label(name), *(_short(report, "fidelity", name, *pair) for pair in fit)]
-            for name in subjects(report, "fidelity", MODELS)
+            for name in subjects(report, "fidelity", (*MODELS, "ablation"))
+            if any(report.find(section="fidelity", subject=name, signal=x, metric=y) for x, y in fit)
         )])  # fmt: skip
     for section in GAIN_SECTIONS:
         names = [name for name in subjects(report, section, POLICIES) if name != "copycat"]

@@ -1,5 +1,6 @@
 """Judge everything offline, on users that nothing was trained on, and write the report."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,15 +10,17 @@ from amrs.config import dump
 from amrs.config.stages import StudyName
 from amrs.data import SessionDataModule
 from amrs.execution import environment
-from amrs.fidelity import fidelity_rows
+from amrs.fidelity import fidelity
 from amrs.lineup import lineup
 from amrs.listeners import ImaginedListeners
+from amrs.models.world_model import WorldModel
 from amrs.outcomes import Sessions, choose_sessions, diversity_rows, gain_rows, roll_out, utility_rows
 from amrs.platform import Platform, load_truth
-from amrs.report import Report, Row, finite_rows, load, over_splits, terminal_table
+from amrs.predictions import fit_rows, pooled, save
+from amrs.report import Report, Row, finite_rows, load, over_folds, over_splits, terminal_table
 from amrs.rollout import Environment
 from amrs.runs import Run, RunError, merged_studies, read_json, splits_of
-from amrs.splits import TEST, TRAIN, VALIDATION
+from amrs.splits import FOLD_VALIDATION, TEST, TRAIN, VALIDATION
 from amrs.stages import world_model
 from amrs.stages.prepare import open_data
 from amrs.track_effects import LISTS, likely_lists, true_effect_rows
@@ -29,7 +32,7 @@ _TUNING = "Judged on validation users, for tuning: results are what test users g
 
 def run(run: Run, folder: Path) -> None:
     """The chapters (or one study) to `folder`/report.json and report.html."""
-    report = _report(run)
+    report = _report(run, folder)
     merged = [row for study in merged_studies(run) for row in load(study.folder).rows]
     report = Report([*report.rows, *merged], report.provenance)
     report.save(folder)
@@ -37,10 +40,10 @@ def run(run: Run, folder: Path) -> None:
     print(terminal_table(report))
 
 
-def _report(run: Run) -> Report:
+def _report(run: Run, folder: Path) -> Report:
     if run.config.evaluate.study is not None:
         return _study(run, run.config.evaluate.study)
-    return _all_splits(run) if splits_of(run) else _one_split(run)
+    return _all_splits(run) if splits_of(run) else _one_split(run, folder)
 
 
 def _study(run: Run, name: StudyName) -> Report:
@@ -65,40 +68,56 @@ def _figures(report: Report) -> dict[str, float]:
 
 def _all_splits(run: Run) -> Report:
     """The reports of all splits as one; each split has a finished run folder of its own."""
-    reports = [load(parent.folder) for parent in splits_of(run)]
-    split = run.config.data.split
-    rows = over_splits(reports, split.test / (1 - split.validation - split.test))
-    first = reports[0].provenance
+    config, section = run.config, run.config.evaluate
+    splits = splits_of(run)
+    reports = [load(split.folder) for split in splits]
+    rows: list[Row] = []
+    if "fidelity" in section.chapters:
+        frame = pooled([split.folder for split in splits])
+        rows = finite_rows(fit_rows(frame, section.bootstrap, config.seed))
+    if section.protocol == "kfold":
+        ratio = 1 / (section.folds - 1) / (1 - FOLD_VALIDATION)
+        rows = over_folds(reports, ratio, rows)
+    else:
+        ratio = config.data.split.test / (1 - config.data.split.validation - config.data.split.test)
+        rows = over_splits(reports, ratio) + [replace(row, split="pooled") for row in rows]
     fingerprints = {k: parent.fingerprint for k, parent in run.parents.items()}
-    return Report(rows, {**first, **_record(run), "fingerprints": fingerprints})
+    return Report(rows, {**reports[0].provenance, **_record(run), "fingerprints": fingerprints,
+                         "tuning": [report.provenance.get("tuning") for report in reports]})  # fmt: skip
 
 
-def _one_split(run: Run) -> Report:
+def _one_split(run: Run, folder: Path) -> Report:
     config, section = run.config, run.config.evaluate
     data = open_data(run)
     part = PARTS[section.users]
     sessions = choose_sessions(data, section.sessions, section.horizon, config.seed, part)
     truth = run.parents["prepare"].folder / "truth"
     platform = load_truth(truth) if truth.exists() else None
+    provenance = _provenance(run, data, sessions)
     rows = []
     if "fidelity" in section.chapters:
-        rows += _fidelity(run, data, sessions, platform)
+        model = world_model.load(run.parents["world_model"].folder, data)
+        log = run.parents["prepare"].fingerprint
+        found = fidelity(model, data, config.seed, section.bootstrap, part, log)
+        save(found.table, folder)
+        provenance["tuning"] = found.tuning
+        rows += found.rows + _effect_rows(run, model, data, sessions, platform)
     if "policies" in section.chapters:
         rows += _policy_rows(run, data, sessions, platform)
-    return Report(finite_rows(rows), _provenance(run, data, sessions))
+    return Report(finite_rows(rows), provenance)
 
 
-def _fidelity(run: Run, data: SessionDataModule, sessions: Sessions, platform: Platform | None) -> list[Row]:
-    """How well the world model predicts held-out users, and what changing the tracks changes."""
+def _effect_rows(
+    run: Run, model: WorldModel, data: SessionDataModule, sessions: Sessions, platform: Platform | None
+) -> list[Row]:
+    """What changing the tracks truly changes, where the truth is known: lists as production starts them."""
+    if platform is None:
+        return []
+    production = platform.production()
+    log_p_BK = production.logits(production.start(sessions.row_B))
+    lists_BCT = likely_lists(log_p_BK, sessions.key_B, LISTS, sessions.horizon)
     draws, seed = run.config.evaluate.bootstrap, run.config.seed
-    model = world_model.load(run.parents["world_model"].folder, data)
-    rows = fidelity_rows(model, data, seed, draws, PARTS[run.config.evaluate.users])
-    if platform is not None:
-        production = platform.production()
-        log_p_BK = production.logits(production.start(sessions.row_B))
-        lists_BCT = likely_lists(log_p_BK, sessions.key_B, LISTS, sessions.horizon)
-        rows += true_effect_rows(model, data, platform, sessions.row_B, lists_BCT, draws, seed)
-    return rows
+    return true_effect_rows(model, data, platform, sessions.row_B, lists_BCT, draws, seed)
 
 
 def _policy_rows(

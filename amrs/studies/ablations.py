@@ -4,7 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from amrs.config.graph import Config
-from amrs.fidelity import model_rows
+from amrs.fidelity import model_table
+from amrs.predictions import fit_rows
 from amrs.report import Row
 from amrs.runs import Run
 from amrs.stages import world_model
@@ -37,6 +38,6 @@ def rows(run: Run) -> list[Row]:
     for name in VARIANTS:
         part = run.parents[name]
         data = open_data(part)
-        model = world_model.load(part.folder, data)
-        found += model_rows(f"ablation:{name}", model, data, run.config.seed, section.bootstrap)
+        frame = model_table(f"ablation:{name}", world_model.load(part.folder, data), data)
+        found += fit_rows(frame, section.bootstrap, run.config.seed)
     return found
