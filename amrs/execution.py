@@ -18,6 +18,8 @@ from filelock import FileLock, Timeout
 from amrs.config import dump
 from amrs.runs import RUN_FORMAT, Run, result_settings, write_json
 
+_RESUMED_FROM = ("checkpoints/last.ckpt", "parts")
+"""What a run that failed is resumed from; without any of these it leaves nothing behind."""
 DISTRIBUTED = ("world_model", "bc", "dpo")
 """Stages that every process takes part in; the others run on the first process alone."""
 _PACKAGES = ("amrs", "torch", "lightning", "torchmetrics", "datasets", "pyarrow", "numpy", "scikit-learn")
@@ -58,7 +60,7 @@ def _first_process(run: Run, stage: Stage, say: Callable[[str], None]) -> None:
         try:
             stage(run, run.partial)
         except Exception:
-            if not (run.partial / "checkpoints" / "last.ckpt").exists():  # nothing to resume from
+            if not any((run.partial / name).exists() for name in _RESUMED_FROM):
                 shutil.rmtree(run.partial, ignore_errors=True)
             raise
         _finish(run, time.time() - begun)

@@ -5,6 +5,7 @@ Shape suffixes: B pairs or histories, C candidates, K tracks, S sessions, N toke
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -81,6 +82,25 @@ def _moved_wrong(before_B2: Tensor, after_B2: Tensor, mode_B: Tensor, utility: U
             elif direction is not None:
                 wrong_B[rows_B] |= (after - float(direction)).abs() > (before - float(direction)).abs()
     return wrong_B
+
+
+def whitened(embedding_KE: Tensor) -> Tensor:
+    """Embeddings rotated to their principal axes and scaled to variance 1 along each, as (K, axes).
+
+    Axes with less than a thousandth of the largest standard deviation are noise (or none at all, where there
+    are fewer tracks than dimensions) and are left out.
+    """
+    centred_KE = (embedding_KE - embedding_KE.mean(0)).double()
+    u_KA, s_A, _ = torch.linalg.svd(centred_KE, full_matrices=False)
+    kept = s_A > 1e-3 * s_A[0]
+    white_KA: Tensor = (u_KA[:, kept] * len(embedding_KE) ** 0.5).to(embedding_KE.dtype)
+    return white_KA
+
+
+@lru_cache(maxsize=1)
+def neighbour_space(data: SessionDataModule, whiten: bool) -> Tensor:
+    """Where tracks are near one another, as (K, axes); worked out once for all batches of pairs."""
+    return whitened(data.embedding_KE) if whiten else data.embedding_KE
 
 
 def nearest_tracks(embedding_KE: Tensor, track_B: Tensor, count: int) -> Tensor:
@@ -169,7 +189,9 @@ def _corrections(source: Labelling, token_B: Tensor) -> Pairs:
     data, config = source.data, source.config
     flat = data.flat
     row_B, step_B, rejected_B = flat.session_N[token_B], flat.step_N[token_B] - 1, flat.track_N[token_B]
-    near_BC = nearest_tracks(data.embedding_KE, rejected_B, min(config.neighbours, data.tracks - 1))
+    near_BC = nearest_tracks(
+        neighbour_space(data, config.whiten), rejected_B, min(config.neighbours, data.tracks - 1)
+    )
     column = torch.arange(config.explore)
     random_BC = (uniform(source.seed, EXPLORE, token_B[:, None], column) * data.tracks).long()
     candidate_BC = torch.cat([rejected_B[:, None], near_BC, random_BC], 1)

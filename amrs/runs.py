@@ -29,6 +29,7 @@ READS: dict[str, tuple[str, ...]] = {
     "dpo": ("dpo", "seed", "split", "trainer"),
     "evaluate": ("evaluate", "utility", "seed", "split"),
     "stress": ("stress", "gate", "utility", "seed", "split"),
+    "embed": (),
 }
 """What a stage's result depends on besides the data and its parents."""
 ROLES: dict[str, tuple[str, ...]] = {
@@ -39,6 +40,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "dpo": ("prepare", "labeller", "bc", "preferences"),
     "evaluate": ("prepare", "world_model", "labeller", "judge", "bc", "preferences", "dpo"),
     "stress": ("prepare", "labeller", "judge", "bc", "preferences", "dpo", "evaluate"),
+    "embed": (),
 }
 """The parents of each stage by role; labeller and judge are world models on halves of the users."""
 _CHAPTERS = {
@@ -224,12 +226,18 @@ def _fingerprint(stage: str, config: Config, parents: dict[str, Run]) -> str:
 
 def result_settings(stage: str, config: Config) -> dict[str, Any]:
     """The settings that a stage's result depends on."""
+    if stage == "embed":
+        return _embed_settings(config)
     data = asdict(config.data)
     split = data.pop("split")
     if stage == "prepare":
         if config.data.name != "platform":
             data.pop("platform")
             data["files"] = _files(config.data.raw_dir)
+        if data["embeddings"] is None:
+            data.pop("embeddings")  # as before the setting was there
+        else:
+            data["embeddings"] = _files(data["embeddings"])
         return data
     reads: dict[str, Any] = {}
     for name in _reads(stage, config):
@@ -255,10 +263,21 @@ def _reads(stage: str, config: Config) -> tuple[str, ...]:
     return READS[stage]
 
 
-def _files(raw_dir: str | None) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of the raw files: other files are other data."""
-    folder = Path(raw_dir or "")
-    found = sorted(path for path in folder.rglob("*") if path.is_file()) if raw_dir else []
+def _embed_settings(config: Config) -> dict[str, Any]:
+    """Audio, weights and how they are used; not how many windows are worked on at once."""
+    section = asdict(config.embed)
+    for name in ("audio_dir", "weights", "clamp3_weights"):
+        section[name] = _files(section[name]) or section[name]
+    section.pop("batch_size")
+    return section
+
+
+def _files(place: str | None) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of a file, or of those in a folder: other files are other data."""
+    folder = Path(place or "")
+    found = sorted(path for path in folder.rglob("*") if path.is_file()) if place else []
+    if place and folder.is_file():
+        found, folder = [folder], folder.parent
     return [(str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns) for p in found]
 
 

@@ -25,7 +25,7 @@ PAGES = {
     "CHANGELOG.md": (ROOT / "CHANGELOG.md").read_text(),
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-OTHER_TOOLS = {"env", "git", "pip", "sbatch", "source", "wandb"}
+OTHER_TOOLS = {"env", "git", "hf", "pip", "sbatch", "source", "wandb"}
 """Commands of others, which no test here runs."""
 
 

@@ -43,5 +43,13 @@ class DataConfig:
     """Folder of the raw files (situnes, table)."""
     map: str | None = None
     """YAML file that maps your columns (table); default: `map.yaml` in `data.raw_dir`."""
+    embeddings: str | None = None
+    """Parquet or npz file of track_id and embedding, in place of the raw catalogue's (situnes, table)."""
     split: SplitConfig = field(default_factory=SplitConfig)
     platform: PlatformConfig = field(default_factory=PlatformConfig)
+
+    def __post_init__(self) -> None:
+        check(
+            self.embeddings is None or self.name != "platform",
+            "data.embeddings", self.embeddings, "null for data=platform, whose tracks have no audio",
+        )  # fmt: skip

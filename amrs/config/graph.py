@@ -17,13 +17,14 @@ from amrs.config.groups import (
 from amrs.config.stages import (
     BcConfig,
     DpoConfig,
+    EmbedConfig,
     EvaluateConfig,
     PreferencesConfig,
     StressConfig,
     WorldModelConfig,
 )
 
-Stage = Literal["prepare", "world_model", "bc", "preferences", "dpo", "evaluate", "stress"]
+Stage = Literal["prepare", "world_model", "bc", "preferences", "dpo", "evaluate", "stress", "embed"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 PARENTS: dict[Stage, tuple[Stage, ...]] = {
@@ -34,6 +35,7 @@ PARENTS: dict[Stage, tuple[Stage, ...]] = {
     "dpo": ("prepare", "world_model", "bc", "preferences"),
     "evaluate": ("prepare", "world_model", "bc", "preferences", "dpo"),
     "stress": ("prepare", "world_model", "bc", "preferences", "dpo", "evaluate"),
+    "embed": (),
 }
 """Stages whose run folders a stage reads, in the order in which they can be trained."""
 
@@ -65,6 +67,7 @@ class Config:
     dpo: DpoConfig = field(default_factory=DpoConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     stress: StressConfig = field(default_factory=StressConfig)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
 
     def __post_init__(self) -> None:
         check(

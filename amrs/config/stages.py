@@ -101,6 +101,8 @@ class PreferencesConfig:
     """Nearest tracks (cosine) to the rejected one that are candidates, 0 or more."""
     explore: int = 32
     """Random tracks that are candidates where they are allowed, 0 or more."""
+    whiten: bool = False
+    """Whiten embeddings before neighbours are looked for: audio embeddings share a few large directions."""
     min_pairs: int = 100
     """Fewer pairs than this end the stage: too few to train on."""
 
@@ -209,6 +211,36 @@ class EvaluateConfig:
             self.horizon is None or self.horizon >= 1, "evaluate.horizon", self.horizon, "1 or more, or null"
         )
         check(self.bootstrap >= 100, "evaluate.bootstrap", self.bootstrap, "100 or more")
+
+
+@dataclass
+class EmbedConfig:
+    audio_dir: str | None = None
+    """Folder of audio files, searched through; a file's path in it, without its ending, is its track id."""
+    model: Literal["mert", "clamp3"] = "mert"
+    """MERT's vector, or that of CLaMP 3's audio tower on top of it."""
+    weights: str = "m-a-p/MERT-v1-95M"
+    """MERT: a local folder, or a name in your Hugging Face cache; nothing is downloaded."""
+    clamp3_weights: str | None = None
+    """CLaMP 3's checkpoint: a .pth or .safetensors file."""
+    layer: int | None = None
+    """MERT's layer, 0 (before the transformer) and up, -1 the last; null is the mean of all."""
+    pooling: Literal["mean", "max"] = "mean"
+    """Over the frames of a 5-second window; over a track's windows the mean is taken."""
+    batch_size: int = 16
+    """Windows at once, 1 or more."""
+
+    def __post_init__(self) -> None:
+        check(self.batch_size >= 1, "embed.batch_size", self.batch_size, "1 or more")
+        if self.model == "clamp3":
+            check(
+                self.clamp3_weights is not None,
+                "embed.clamp3_weights",
+                "null",
+                "a file for embed.model=clamp3",
+            )
+            check(self.layer is None, "embed.layer", self.layer, "null for embed.model=clamp3")
+            check(self.pooling == "mean", "embed.pooling", self.pooling, "mean for embed.model=clamp3")
 
 
 def _check_training(stage: str, config: WorldModelConfig | BcConfig | DpoConfig) -> None:

@@ -119,8 +119,11 @@ class ColumnMap:
     parts: dict[str, Part]
 
 
-def read_map(file: Path) -> ColumnMap:
-    """Read a map; LogError on an unknown or missing key, a bad value, or YAML that does not parse."""
+def read_map(file: Path, embedding: bool = True) -> ColumnMap:
+    """Read a map; LogError on an unknown or missing key, a bad value, or YAML that does not parse.
+
+    Without `embedding` the catalogue need not have one: it comes from a table of its own.
+    """
     try:
         # BaseLoader keeps every value as text, so `yes`, `no` and `1` in your data stay what they are.
         top = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
@@ -135,7 +138,8 @@ def read_map(file: Path) -> ColumnMap:
     parts = {}
     for part in COLUMNS:
         _keys(file, part, top[part], ("file", "columns"), ("file", "columns"))
-        _keys(file, f"{part}.columns", top[part]["columns"], tuple(COLUMNS[part]), REQUIRED[part])
+        required = tuple(name for name in REQUIRED[part] if embedding or name != "embedding")
+        _keys(file, f"{part}.columns", top[part]["columns"], tuple(COLUMNS[part]), required)
         columns = {ours: _column(file, part, ours, given) for ours, given in top[part]["columns"].items()}
         parts[part] = Part(_text(file, f"{part}.file", top[part]["file"]), columns)
     if "position" in parts["events"].columns and "played_at" in parts["events"].columns:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from amrs.config.data import DataConfig
 from amrs.faults import Faults, Ints, LogError
+from amrs.importers.embeddings import embedding_is, with_embeddings
 from amrs.importers.reading import Floats, Raw, read_raw, scaled
 from amrs.schema import Metadata, write_log
 from amrs.validation import REPORTS
@@ -68,10 +69,11 @@ def importer(config: DataConfig, folder: Path) -> None:
         cohorts=(),
         context=CONTEXT,
         repeats=any(plays),
-        embedding=EMBEDDING,
+        embedding=embedding_is(config.embeddings) or EMBEDDING,
         signals={"engagement": "bounded", "rating": "binary", "valence": "bounded", "arousal": "bounded"},
     )
-    write_log(folder / "log", [sessions], music.drop_columns(["item_id"]), metadata, str(root))
+    catalogue = with_embeddings(music.drop_columns(["item_id"]), config.embeddings)
+    write_log(folder / "log", [sessions], catalogue, metadata, str(root))
 
 
 def _music(root: Path) -> pa.Table:

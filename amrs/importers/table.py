@@ -5,6 +5,7 @@ or `played_at` (without either, of the file). Letters: S sessions, E events.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from amrs.config.data import DataConfig
 from amrs.faults import Faults, LogError
 from amrs.importers.column_map import Column, ColumnMap, Part, read_map
 from amrs.importers.convert import convert
+from amrs.importers.embeddings import embedding_is, with_embeddings
 from amrs.importers.reading import Raw, offsets_min, read_raw
 from amrs.schema import KINDS, Metadata, write_log
 from amrs.validation import codes, mask, repeated
@@ -28,7 +30,7 @@ def importer(config: DataConfig, folder: Path) -> None:
         raise LogError("data.raw_dir is not given; allowed: the folder of your tables and their map.yaml")
     root = Path(config.raw_dir)
     file = Path(config.map) if config.map else root / "map.yaml"
-    columns = read_map(file)
+    columns = read_map(file, embedding=config.embeddings is None)
     advice = f"{file} says that it is there"
     raw = {name: read_raw(root / part.file, advice) for name, part in columns.parts.items()}
     faults = Faults(_source(columns, raw, str(root)))
@@ -36,7 +38,9 @@ def importer(config: DataConfig, folder: Path) -> None:
     sessions = _sessions(raw["sessions"], columns.parts["sessions"], faults)
     events = _events(raw["events"], columns.parts["events"], sessions, catalogue, faults)
     faults.raise_any()
+    catalogue = with_embeddings(catalogue, config.embeddings)
     sessions = _join(sessions, events)
+    columns = replace(columns, embedding_is=embedding_is(config.embeddings) or columns.embedding_is)
     metadata = _metadata(columns, sessions, events, catalogue)
     write_log(folder / "log", _shards(sessions), catalogue, metadata, faults.source)
 
