@@ -219,7 +219,7 @@ def model_table(
             columns = {subject: predict(model, data, signal, held_out).mean_N}
             columns |= _at_moments(model, data, signal, held_out, subject)
             tables.append(table(signal, held_out, means[signal], columns, data.log.metadata, log))
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def distribution_rows(

@@ -5,6 +5,7 @@ track), then one token a play. The output at token n predicts what comes right a
 Shape suffixes: U users, S sessions, N tokens of the whole log, F session features, Y targets.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,6 +117,27 @@ def without_reports(static_SF: Tensor, known_SF: Tensor, modes: int, cohorts: in
     changed_SF[..., unknown] = torch.nan
     changed_SF[..., means] = known_SF[..., means]
     return changed_SF
+
+
+def static_names(modes: Sequence[str], cohorts: Sequence[str], context: Sequence[str]) -> list[str]:
+    """Names of the columns of `static_features`."""
+    past = [f"last_{name}" for name in (*_REPORTS, "left")] + [f"mean_{name}" for name in _REPORTS]
+    return [
+        *(f"mode_{name}" for name in modes), *(f"cohort_{name}" for name in cohorts), *_REPORTS[:2],
+        "hour_sin", "hour_cos", "log_gap", "log_sessions", *past, *(f"context_{name}" for name in context),
+    ]  # fmt: skip
+
+
+BLIND_TO: dict[str, tuple[str, ...]] = {
+    "past_feedback": ("last_", "mean_"),
+    "pre_report": ("pre_",),
+    "context": ("context_", "cohort_", "hour_", "log_gap"),
+    "mode": ("mode_",),
+    "past_tracks": (),
+    "track_embeddings": (),
+}
+"""Beginnings of the session features that a model without an input does not read; what of a play it does not
+read is the encoder's own business."""
 
 
 def flatten(log: SessionLog) -> FlatLog:

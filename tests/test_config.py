@@ -240,6 +240,7 @@ def test_the_published_utility_is_half_valence_half_arousal_both_up() -> None:
 
 
 def test_choices_are_the_keys_of_the_parts_that_can_be_plugged_in() -> None:
+    from amrs.histories import BLIND_TO
     from amrs.importers import IMPORTERS
     from amrs.lineup import LINEUP
     from amrs.pairs import SAMPLERS
@@ -248,6 +249,7 @@ def test_choices_are_the_keys_of_the_parts_that_can_be_plugged_in() -> None:
     assert SETTINGS["data.name"].choices == tuple(IMPORTERS)
     assert SETTINGS["preferences.sampler"].choices == tuple(SAMPLERS)
     assert get_args(PolicyName) == tuple(LINEUP)
+    assert set(SETTINGS["world_model.without"].choices) == set(BLIND_TO)
     assert SETTINGS["evaluate.study"].choices == SETTINGS["evaluate.studies"].choices == tuple(STUDIES)
 
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from tiny_logs import METADATA, letters, opened, random_log, session, world_model, write
 
-from amrs.batches import LABELS
+from amrs.batches import LABELS, Batch
+from amrs.config.groups import ModelConfig
 from amrs.data import SessionDataModule
-from amrs.histories import TARGETS
+from amrs.histories import BLIND_TO, TARGETS, static_names
 from amrs.models.world_model import masked_sums
 from amrs.splits import TRAIN
-from amrs.stages.world_model import label_counts
+from amrs.stages.world_model import build, label_counts, label_weights
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +143,47 @@ def test_sixteen_bit_training_takes_the_same_loss(data: SessionDataModule) -> No
     with torch.autocast("cpu", torch.bfloat16):
         rough = masked_sums(member, batch)
     torch.testing.assert_close(rough, masked_sums(member, batch), rtol=0.1, atol=1.0)
+
+
+@pytest.mark.parametrize("blind_to", list(BLIND_TO))
+def test_a_model_without_an_input_answers_the_same_whatever_it_is(tmp_path: Path, blind_to: str) -> None:
+    """Masked by name, the input moves no prediction; a model that reads it is moved."""
+    data = opened(random_log(tmp_path / "log"))
+    names = static_names(*(getattr(data.log.metadata, x) for x in ("modes", "cohorts", "context")))
+    row = data.flat.length_S.argmax()[None]
+    label_row = data.prefix(row, data.flat.length_S[row] - 1)
+    changed = _changed(label_row, blind_to, names)
+    for without, same in (((blind_to,), True), ((), False)):
+        torch.manual_seed(0)
+        model = build(1, 2, ModelConfig(width=16, layers=1, dropout=0.0), data, without).eval()
+        member = model.ensemble[0]
+        torch.nn.init.normal_(member.known_linear.weight)
+        torch.nn.init.normal_(member.session_linear.weight)
+        torch.nn.init.normal_(member.head.weight)
+        last_BL = torch.zeros_like(label_row.valid_BL)
+        last_BL[0, int(label_row.valid_BL.sum()) - 1] = True
+        one, two = (model.predict(batch, last_BL, "track")["valence"][0] for batch in (label_row, changed))
+        assert torch.equal(one, two) == same
+
+
+def _changed(batch: Batch, name: str, names: list[str]) -> Batch:
+    """The batch with one kind of input replaced by something else."""
+    static = batch.static_BLF.clone()
+    hit = [k for k, column in enumerate(names) if column.startswith(BLIND_TO[name] or ("nothing",))]
+    static[..., hit] = 0.123
+    batch = batch._replace(static_BLF=static)
+    if name == "past_feedback":
+        batch = batch._replace(feedback_BL4=torch.full_like(batch.feedback_BL4, 0.9))
+    if name in ("past_tracks", "track_embeddings"):
+        batch = batch._replace(track_BL=batch.track_BL.where(batch.track_BL < 0, 1))
+    if name == "track_embeddings":
+        batch = batch._replace(next_track_BL=torch.full_like(batch.next_track_BL, 2))
+    return batch
+
+
+def test_a_model_of_one_signal_is_trained_on_its_labels_alone() -> None:
+    weights = label_weights("valence")
+    assert {name for name, weight in weights.items() if weight > 0} == {
+        "valence", "start_valence", "end_valence"
+    }  # fmt: skip
+    assert label_weights(None)["rating"] == 1 and label_weights(None)["play"] == 0

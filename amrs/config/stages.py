@@ -5,6 +5,9 @@ from typing import Literal, get_args
 
 from amrs.config.checks import check
 
+Input = Literal["past_feedback", "pre_report", "context", "mode", "past_tracks", "track_embeddings"]
+SignalName = Literal["engagement", "rating", "valence", "arousal"]
+
 
 @dataclass
 class WorldModelConfig:
@@ -17,6 +20,12 @@ class WorldModelConfig:
     hide_feedback: float = 0.3
     """Share of sessions whose own feedback is hidden in training, in [0, 1): teaches the model to
     predict from a list of tracks alone."""
+    without: list[Input] = field(default_factory=list)
+    """Inputs that the model never reads, in training and after: ablations. past_feedback: all that listeners
+    did and told before; past_tracks: what was played before, in this session too; track_embeddings: those
+    and the candidate's; context: cohort, hour, time since and logged context."""
+    only: SignalName | None = None
+    """Train on this signal alone; null trains one model of all signals."""
     batch_size: int = 32
     """Windows per optimiser step, over all ranks and accumulation steps."""
     max_steps: int = 600
@@ -33,6 +42,12 @@ class WorldModelConfig:
     def __post_init__(self) -> None:
         check(self.members >= 1, "world_model.members", self.members, "1 or more")
         check(self.components >= 1, "world_model.components", self.components, "1 or more")
+        check(
+            len(set(self.without)) == len(self.without),
+            "world_model.without",
+            self.without,
+            "different names",
+        )
         check(0 <= self.hide_feedback < 1, "world_model.hide_feedback", self.hide_feedback, "in [0, 1)")
         _check_training("world_model", self)
 

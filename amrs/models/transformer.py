@@ -5,6 +5,7 @@ Shape suffixes: B batch, L tokens, D width, H heads, E embedding, F session feat
 Z summed quantities, Y those of a session.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -94,6 +95,7 @@ class HistoryEncoder(nn.Module):
 
     static_mean: Tensor
     static_std: Tensor
+    static_blind_F: Tensor
     embedding_KE: Tensor
 
     def __init__(self, config: ModelConfig, static_size: int, embedding_KE: Tensor) -> None:
@@ -101,6 +103,8 @@ class HistoryEncoder(nn.Module):
         self.config = config
         self.register_buffer("static_mean", torch.zeros(static_size))
         self.register_buffer("static_std", torch.ones(static_size))
+        self.register_buffer("static_blind_F", torch.zeros(static_size, dtype=torch.bool), persistent=False)
+        self.without: frozenset[str] = frozenset()
         self.set_catalogue(embedding_KE)
         size = embedding_KE.shape[1]
         inputs = 2 * static_size + (3 + len(TASTES)) * size + 2 * len(FEEDBACK) + 2 + RATIOS
@@ -122,6 +126,27 @@ class HistoryEncoder(nn.Module):
         scaled = centred / centred.square().mean().sqrt().clamp(min=1e-6)
         self.register_buffer("embedding_KE", scaled.float(), persistent=False)
 
+    def blind(self, without: Iterable[str], static_F: Tensor) -> None:
+        """Never read these inputs, in training as in rollouts (for ablations).
+
+        Args:
+            without: of `WorldModelConfig.without`; past feedback and tracks are masked here.
+            static_F: True at session features that are not read.
+        """
+        self.without = frozenset(without)
+        self.static_blind_F.copy_(static_F)
+
+    def _embedded(self, track_BL: Tensor) -> Tensor:
+        """Embeddings of plays, 0 at starts and for a model that may not read what was played."""
+        blind = {"past_tracks", "track_embeddings"} & self.without
+        seen_BL1 = (track_BL >= 0)[..., None].to(self.embedding_KE.dtype) * (0.0 if blind else 1.0)
+        return self.embedding_KE[track_BL.clamp(min=0)] * seen_BL1
+
+    def _told(self, feedback_BL4: Tensor) -> Tensor:
+        """Feedback in [-1, 1], NaN where missing, and everywhere for a model that may not read it."""
+        told = 2 * feedback_BL4 - 1
+        return torch.full_like(told, torch.nan) if "past_feedback" in self.without else told
+
     def fit_statistics(self, static_SF: Tensor) -> None:
         """Mean and spread of the session features, from training sessions only."""
         known = ~static_SF.isnan()
@@ -135,12 +160,11 @@ class HistoryEncoder(nn.Module):
     def summands(self, track_BL: Tensor, feedback_BL4: Tensor) -> Tensor:
         """What each token adds to the running sums, (B, L, Z)."""
         play_BL1 = (track_BL >= 0)[..., None].to(self.embedding_KE.dtype)
-        track_BLE = self.embedding_KE[track_BL.clamp(min=0)] * play_BL1
-        return summands(track_BLE, play_BL1, 2 * feedback_BL4 - 1)
+        return summands(self._embedded(track_BL), play_BL1, self._told(feedback_BL4))
 
     def known(self, static_BLF: Tensor, summary: Summary) -> Tensor:
         """The features of a linear model: ratios, standardised session features, what of them is missing."""
-        missing_BLF = static_BLF.isnan()
+        missing_BLF = static_BLF.isnan() | self.static_blind_F
         static = ((static_BLF - self.static_mean) / self.static_std).clamp(-_FARTHEST, _FARTHEST)
         static = static.masked_fill(missing_BLF, 0.0)
         return torch.cat([summary.ratio_BLR, static, missing_BLF.float()], -1)
@@ -148,9 +172,9 @@ class HistoryEncoder(nn.Module):
     def tokens(self, track_BL: Tensor, feedback_BL4: Tensor, hidden_BL: Tensor, summary: Summary) -> Tensor:
         """What is new in each token, (B, L, I): `track_BL` is -1 at starts, feedback NaN if missing."""
         play_BL1 = (track_BL >= 0)[..., None].float()
-        track_BLE = self.embedding_KE[track_BL.clamp(min=0)] * play_BL1
-        absent_BL4 = feedback_BL4.isnan()
-        feedback = (2 * feedback_BL4 - 1).masked_fill(absent_BL4, 0.0)
+        track_BLE, told_BL4 = self._embedded(track_BL), self._told(feedback_BL4)
+        absent_BL4 = told_BL4.isnan()
+        feedback = told_BL4.masked_fill(absent_BL4, 0.0)
         liked = feedback[..., :2, None] * track_BLE[..., None, :]
         parts = [track_BLE, liked.flatten(-2), feedback, absent_BL4.float(), hidden_BL[..., None].float(),
                  play_BL1, summary.taste_BLTE.flatten(-2)]  # fmt: skip

@@ -93,6 +93,8 @@ class WorldModelMember(nn.Module):
 
     def unseen(self, chosen: Tensor) -> Candidates:
         """The same for any embeddings (..., E), centred and scaled as `encoder.embedding_KE` is."""
+        if "track_embeddings" in self.encoder.without:
+            chosen = torch.zeros_like(chosen)
         content = self.track(chosen)
         linear = self.session_linear(chosen)
         return Candidates(self.track_joined(content), self.track_affinity(content), linear, chosen)

@@ -1,5 +1,6 @@
 """Train the world model: an ensemble on all training users, or on the labeller's or judge's half."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from amrs.batches import LABELS, Batch
 from amrs.config.graph import Config
 from amrs.config.groups import ModelConfig
 from amrs.data import SessionDataModule
+from amrs.histories import BLIND_TO, static_names
 from amrs.models.world_model import WorldModel, masked_sums
 from amrs.runs import Run, read_config
 from amrs.splits import TRAIN
@@ -31,9 +33,8 @@ class WorldModelTraining(lightning.LightningModule):
         super().__init__()
         self.save_hyperparameters({"model": asdict(config.model), "world_model": asdict(config.world_model)})
         self.model, self.config = model, config
-        self.register_buffer(
-            "weight_Z", torch.tensor([_WEIGHT.get(z, 1.0) for z in LABELS]), persistent=False
-        )
+        self.weights = label_weights(config.world_model.only)
+        self.register_buffer("weight_Z", torch.tensor([self.weights[z] for z in LABELS]), persistent=False)
         self.validation = RatioOfSums(LABELS)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -52,13 +53,19 @@ class WorldModelTraining(lightning.LightningModule):
         """val/loss, and the likelihood of each signal in nats."""
         nll = self.validation.compute()
         self.validation.reset()
-        loss = sum(_WEIGHT.get(name, 1.0) * value for name, value in nll.items())
+        loss = sum(self.weights[name] * value for name, value in nll.items())
         self.log_dict({"val/loss": loss, **{f"val/nll/{name}": value for name, value in nll.items()}})
 
     def configure_optimizers(self) -> Any:
         """AdamW, one cycle."""
         section = self.config.world_model
         return linear_schedule(self, section, self.config.trainer.max_steps or section.max_steps)
+
+
+def label_weights(only: str | None) -> dict[str, float]:
+    """Weight of each of `LABELS` in the loss; those of one signal where only that is trained."""
+    kept = [name for name in LABELS if only is None or name.split("_")[-1] == only]
+    return {name: _WEIGHT.get(name, 1.0) if name in kept else 0.0 for name in LABELS}
 
 
 def label_counts(batch: Batch) -> Tensor:
@@ -75,12 +82,19 @@ def label_counts(batch: Batch) -> Tensor:
     return torch.cat(parts)
 
 
-def build(members: int, components: int, model: ModelConfig, data: SessionDataModule) -> WorldModel:
-    """An untrained ensemble for this data set."""
-    return WorldModel(
-        members, model, data.log.metadata.signals, components, data.flat.static_SF.shape[1],
-        data.embedding_KE,
-    )  # fmt: skip
+def build(
+    members: int, components: int, model: ModelConfig, data: SessionDataModule, without: Sequence[str] = ()
+) -> WorldModel:
+    """An untrained ensemble for this data set; `without` names inputs that it never reads."""
+    meta = data.log.metadata
+    made = WorldModel(
+        members, model, meta.signals, components, data.flat.static_SF.shape[1], data.embedding_KE
+    )
+    starts = tuple(start for name in without for start in BLIND_TO[name])
+    names = static_names(meta.modes, meta.cohorts, meta.context)
+    for member in made.ensemble:
+        member.encoder.blind(without, torch.tensor([name.startswith(starts) for name in names]))
+    return made
 
 
 def run(run: Run, folder: Path) -> None:
@@ -88,7 +102,7 @@ def run(run: Run, folder: Path) -> None:
     config, section = run.config, run.config.world_model
     lightning.seed_everything(config.seed, verbose=False)
     data = open_data(run, section.users, section.batch_size, section.hide_feedback)
-    model = build(section.members, section.components, config.model, data)
+    model = build(section.members, section.components, config.model, data, section.without)
     for member in model.ensemble:
         member.encoder.fit_statistics(data.flat.static_SF[data.rows(TRAIN)])
     fit(run, folder, WorldModelTraining(model, config), data, section, section.validate_every)
@@ -97,7 +111,7 @@ def run(run: Run, folder: Path) -> None:
 def load(folder: Path, data: SessionDataModule) -> WorldModel:
     """A trained ensemble from its run folder, in eval mode."""
     found = read_config(folder)
-    section = found["world_model"]
-    model = build(section["members"], section["components"], ModelConfig(**found["model"]), data)
+    section, shape = found["world_model"], ModelConfig(**found["model"])
+    model = build(section["members"], section["components"], shape, data, section.get("without", []))
     load_weights(folder, model, "model.")
     return model.eval()
