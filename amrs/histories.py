@@ -5,15 +5,19 @@ track), then one token a play. The output at token n predicts what comes right a
 Shape suffixes: U users, S sessions, N tokens of the whole log, F session features, Y targets.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from amrs.schema import SessionLog
-from amrs.targets import AFFECT, Columns, columns
+if TYPE_CHECKING:  # reading a log takes pyarrow and datasets, serving a policy does not
+    from amrs.schema import SessionLog
+    from amrs.targets import Columns
 
 FEEDBACK = ("engagement", "rating", "track_valence", "track_arousal")
 """What a play token carries besides its track; NaN where missing."""
@@ -142,6 +146,8 @@ read is the encoder's own business."""
 
 def flatten(log: SessionLog) -> FlatLog:
     """The log as flat tensors. Missing feedback stays NaN."""
+    from amrs.targets import columns
+
     flat = columns(log)
     row_U = _first_rows(flat)
     user_ids = log.sessions.select_columns(["user_id"])[row_U.tolist()]["user_id"]
@@ -166,7 +172,8 @@ def flatten_columns(flat: Columns, modes: int, cohorts: int, user_ids: list[str]
     feedback_N4 = np.full((count, len(FEEDBACK)), np.nan, dtype=np.float32)
     feedback_N4[play_N] = np.column_stack([flat.play_N[name] for name in FEEDBACK])
     report_S2, pre_S2 = (
-        np.column_stack([flat.session_S[f"{when}_{name}"] for name in AFFECT]) for when in ("post", "pre")
+        np.column_stack([flat.session_S[f"{when}_{name}"] for name in ("valence", "arousal")])
+        for when in ("post", "pre")
     )
     row_U = _first_rows(flat)
     user_first_U = first_S[row_U]

@@ -29,6 +29,7 @@ READS: dict[str, tuple[str, ...]] = {
     "dpo": ("dpo", "seed", "split", "trainer"),
     "evaluate": ("evaluate", "utility", "seed", "split"),
     "stress": ("stress", "gate", "utility", "seed", "split"),
+    "export": ("export",),
     "embed": (),
 }
 """What a stage's result depends on besides the data and its parents."""
@@ -40,6 +41,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "dpo": ("prepare", "labeller", "bc", "preferences"),
     "evaluate": ("prepare", "world_model", "labeller", "judge", "bc", "preferences", "dpo"),
     "stress": ("prepare", "labeller", "judge", "bc", "preferences", "dpo", "evaluate"),
+    "export": ("prepare", "labeller", "bc", "preferences", "dpo", "stress"),
     "embed": (),
 }
 """The parents of each stage by role; labeller and judge are world models on halves of the users."""
@@ -140,6 +142,11 @@ def _wanted(stage: str, config: Config) -> dict[str, Config]:
     if stage == "stress" and config.evaluate.splits > 1:
         splits = [_split_config(config, "stress", k) for k in range(config.evaluate.splits)]
         return {f"split_{k}": split for k, split in enumerate(splits)}
+    if stage == "export" and config.evaluate.splits > 1:
+        raise RunError(
+            f"evaluate.splits={config.evaluate.splits}: one split's policy is exported; write "
+            "evaluate.splits=1, and data.split.seed for another split"
+        )
     return {role: config for role in ROLES[stage]}
 
 

@@ -300,5 +300,5 @@ def test_greedy_fails_the_gate_and_the_words_name_threshold_and_figure(stressed:
     assert verdict is not None and verdict.value == 0
     margin = report.one(section="gate", subject="greedy", metric="effective_tracks")
     assert margin is not None and margin.value < 0
-    words = next(text for text in report.provenance["gate"] if text.startswith("Greedy failed"))
+    words = report.provenance["verdicts"]["greedy"]
     assert "effective tracks, as a share of Copycat's, is 0." in words and "[gate.effective_tracks]" in words

@@ -19,12 +19,15 @@ from amrs.config.stages import (
     DpoConfig,
     EmbedConfig,
     EvaluateConfig,
+    ExportConfig,
     PreferencesConfig,
     StressConfig,
     WorldModelConfig,
 )
 
-Stage = Literal["prepare", "world_model", "bc", "preferences", "dpo", "evaluate", "stress", "embed"]
+Stage = Literal[
+    "prepare", "world_model", "bc", "preferences", "dpo", "evaluate", "stress", "export", "embed"
+]  # fmt: skip
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 PARENTS: dict[Stage, tuple[Stage, ...]] = {
@@ -35,6 +38,7 @@ PARENTS: dict[Stage, tuple[Stage, ...]] = {
     "dpo": ("prepare", "world_model", "bc", "preferences"),
     "evaluate": ("prepare", "world_model", "bc", "preferences", "dpo"),
     "stress": ("prepare", "world_model", "bc", "preferences", "dpo", "evaluate"),
+    "export": ("prepare", "world_model", "bc", "preferences", "dpo", "evaluate", "stress"),
     "embed": (),
 }
 """Stages whose run folders a stage reads, in the order in which they can be trained."""
@@ -67,6 +71,7 @@ class Config:
     dpo: DpoConfig = field(default_factory=DpoConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     stress: StressConfig = field(default_factory=StressConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
 
     def __post_init__(self) -> None:

@@ -283,3 +283,11 @@ class StressConfig:
         for key in ("sessions", "perturbed", "histories", "candidates", "variants"):
             check(getattr(self, key) >= 1, f"stress.{key}", getattr(self, key), "1 or more")
         check(self.simulations >= 2, "stress.simulations", self.simulations, "2 or more")
+
+
+@dataclass
+class ExportConfig:
+    policy: str = "dpo"
+    """Policy to export, by its name in the report; it must be one trained network."""
+    force: str | None = None
+    """Reason for exporting a policy that failed the gate; the model card shows it."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from amrs.batches import Batch
@@ -57,14 +56,14 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def _project(self, x_BLD: Tensor, position_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        parts = self.qkv(self.norm_attention(x_BLD)).chunk(3, -1)
-        q, k, v = (rearrange(p, "b l (h d) -> b h l d", h=self.heads) for p in parts)
+        qkv_BLD = self.qkv(self.norm_attention(x_BLD))
+        q, k, v = qkv_BLD.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if self.rope:
             q, k = _rotate(q, position_BL), _rotate(k, position_BL)
         return q, k, v
 
     def _finish(self, x_BLD: Tensor, attended_BHLd: Tensor) -> Tensor:
-        x_BLD = x_BLD + self.dropout(self.out(rearrange(attended_BHLd, "b h l d -> b l (h d)")))
+        x_BLD = x_BLD + self.dropout(self.out(attended_BHLd.transpose(1, 2).flatten(2)))
         x_BLD = x_BLD + self.dropout(self.mlp(self.norm_mlp(x_BLD)))
         return x_BLD
 

@@ -27,7 +27,7 @@ def run(run: Run, folder: Path) -> None:
     rows = [row for row in report.find() if row.section in ("stress", "gate")]
     log_once(run, folder, {f"{r.section}/{r.subject}/{r.metric}/{r.signal}": r.value for r in rows})
     print(terminal_table(report))
-    print("\n".join(report.provenance["gate"]))
+    print("\n".join(report.provenance["verdicts"].values()))
 
 
 def _all_splits(run: Run, splits: list[Run]) -> Report:
@@ -35,9 +35,12 @@ def _all_splits(run: Run, splits: list[Run]) -> Report:
     reports = [load(parent.folder) for parent in splits]
     split = run.config.data.split
     rows = over_splits(reports, split.test / (1 - split.validation - split.test))
-    words = [f"Split {k}: {words}" for k, report in enumerate(reports) for words in report.provenance["gate"]]
+    verdicts: dict[str, str] = {}
+    for k, report in enumerate(reports):
+        for name, words in report.provenance["verdicts"].items():
+            verdicts[name] = f"{verdicts.get(name, '')} Split {k}: {words}".strip()
     fingerprints = {k: parent.fingerprint for k, parent in run.parents.items()}
-    return Report(rows, {**reports[0].provenance, "fingerprints": fingerprints, "gate": words})
+    return Report(rows, {**reports[0].provenance, "fingerprints": fingerprints, "verdicts": verdicts})
 
 
 def _one_split(run: Run) -> Report:
@@ -47,8 +50,8 @@ def _one_split(run: Run) -> Report:
     rows = finite_rows([*before.rows, *stressed])
     found = {name: checks(rows, name, run.config.gate, counted(run.config)) for name in trial.names}
     rows += [row for name, each in found.items() for row in gate_rows(name, each)]
-    words = [verdict(name, each) for name, each in found.items()]
-    about: dict[str, Any] = {"gate": words, "worst_cases": worst_cases}
+    verdicts = {name: verdict(name, each) for name, each in found.items()}
+    about: dict[str, Any] = {"verdicts": verdicts, "worst_cases": worst_cases}
     return Report(rows, {**before.provenance, **about})
 
 
