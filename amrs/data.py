@@ -70,7 +70,7 @@ class SessionDataModule(lightning.LightningDataModule):
             if not len(self.users(part)):
                 raise TooFewUsersError(
                     f"no {name} user is left for world_model.users={users}: the log has {len(part_U)} users, "
-                    f"of whom {int((part_U == part).sum())} are for {name} and the labeller and the judge get "
+                    f"of whom {int((part_U == part).sum())} are for {name}; labeller and judge get "
                     "half each. Give a log with more users, or raise data.split.validation"
                 )
         self._cumulative_NZ = _cumulative_labels(self.flat)
