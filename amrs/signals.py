@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _MIN_SCALE = 0.02
+_OUTSIDE = 1.0
+"""How far outside of [0, 1] the normals lie that stand for the atoms: 50 standard deviations."""
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 _phi: Callable[[Tensor], Tensor] = torch.special.ndtr
 """Standard normal distribution function."""
@@ -32,8 +34,13 @@ class Kind(Protocol):
         """Bias (P,) of an untrained head: a wide distribution."""
         ...
 
+    @property
+    def moves(self) -> int:
+        """Ways in which a linear model can move the distribution."""
+        ...
+
     def moved(self, params: Tensor, shift: Tensor) -> Tensor:
-        """Parameters of the distribution moved by `shift` (...)."""
+        """Parameters of the distribution moved by `shift` (..., moves)."""
         ...
 
     def nll(self, params: Tensor, y: Tensor) -> Tensor:
@@ -65,31 +72,48 @@ class Kind(Protocol):
 class Bounded:
     """A value in [0, 1] that may sit exactly on either end.
 
-    A mixture of normals censored to [0, 1] (Tobin 1958, two-sided): the mass outside falls on the
-    ends. Parameters are (logit, location, raw scale) of each component.
+    A mixture of an atom on 0, normals censored to [0, 1] (Tobin 1958, two-sided: the mass outside falls on
+    the ends) and an atom on 1. Parameters are the logits of them all in this order, then the locations of
+    the normals and their raw scales. An atom is a censored normal that lies far outside, so that one set of
+    formulae holds for both.
     """
 
     components: int = 3
 
     @property
     def size(self) -> int:
-        """Three numbers per component."""
-        return 3 * self.components
+        """Three numbers per component, and one per atom."""
+        return 3 * self.components + 2
 
     def initial(self) -> Tensor:
-        """Components spread over [0, 1], wide."""
+        """Components spread over [0, 1], wide; little on the atoms."""
         location = (torch.arange(self.components) + 0.5) / self.components
-        zeros = torch.zeros(self.components)
-        return torch.cat([zeros, location, zeros - 1.5])
+        zeros, atom = torch.zeros(self.components), torch.full((1,), -2.0)
+        return torch.cat([atom, zeros, atom, location, zeros - 1.5])
+
+    @property
+    def moves(self) -> int:
+        """Where its components lie, and which of them weigh."""
+        return 2
 
     def moved(self, params: Tensor, shift: Tensor) -> Tensor:
-        """All locations moved, in scale points."""
-        logit, location, raw = params.unflatten(-1, (3, self.components)).unbind(-2)
-        return torch.cat([logit, location + shift[..., None], raw], -1)
+        """All locations moved, in scale points, and the weights tilted towards 1, in logits.
+
+        Moving alone could not say that a skip is less likely: plays are whole or far from it.
+        """
+        logit, location, raw = self._split(params)
+        by, tilt = shift[..., None].unbind(-2)
+        rank = torch.arange(logit.shape[-1], device=params.device) - (logit.shape[-1] - 1) / 2
+        return torch.cat([logit + tilt * rank, location + by, raw], -1)
+
+    def _split(self, params: Tensor) -> tuple[Tensor, ...]:
+        return params.split([self.components + 2, self.components, self.components], -1)
 
     def _parts(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logit, location, raw = params.unflatten(-1, (3, self.components)).unbind(-2)
-        return logit.log_softmax(-1), location, F.softplus(raw) + _MIN_SCALE
+        logit, location, raw = self._split(params)
+        location = F.pad(F.pad(location, (1, 0), value=-_OUTSIDE), (0, 1), value=1 + _OUTSIDE)
+        scale = F.pad(F.softplus(raw) + _MIN_SCALE, (1, 1), value=_MIN_SCALE)
+        return logit.log_softmax(-1), location, scale
 
     def nll(self, params: Tensor, y: Tensor) -> Tensor:
         """Density inside, mass on the ends."""
@@ -168,9 +192,14 @@ class Binary:
         """A fair coin."""
         return torch.zeros(1)
 
+    @property
+    def moves(self) -> int:
+        """Its logit."""
+        return 1
+
     def moved(self, params: Tensor, shift: Tensor) -> Tensor:
         """The logit moved."""
-        return params + shift[..., None]
+        return params + shift
 
     def nll(self, params: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy of the logit: the sigmoid is applied once, here."""

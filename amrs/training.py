@@ -13,7 +13,13 @@ import lightning
 import pandas as pd
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    TQDMProgressBar,
+)
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -26,6 +32,10 @@ from amrs.runs import Run, RunError
 from amrs.splits import TRAIN
 
 BEST, LAST, _ASIDE = "best.ckpt", "last.ckpt", "metrics.before.csv"
+_LINEAR_DECAY = 0.05
+"""Most decoupled weight decay of the linear parts of a model."""
+_LINEAR_STEP = 3.0
+"""Their learning rate over that of the rest."""
 _SHORTEST = 5
 """Fewest optimiser steps between validations."""
 _LIGHTNING_NOISE = (
@@ -74,6 +84,7 @@ def fit(
 ) -> None:  # fmt: skip
     """Train to `<folder>/checkpoints/best.ckpt` (lowest val/loss), resuming from last.ckpt if there.
 
+    Where the section has an `averaging`, what is validated and kept are running averages of the weights.
     Validates every `validate_every` steps, or once an epoch where epochs are shorter (small data).
 
     Args:
@@ -95,6 +106,8 @@ def fit(
     every = steps * config.trainer.accumulate_grad_batches
     patience = -(-section.patience * validate_every // steps)
     watch: list[Callback] = [*callbacks]
+    if averaging := getattr(section, "averaging", 0):
+        watch.append(EMAWeightAveraging(decay=averaging, use_buffers=False))
     if early_stop:
         watch += [
             EarlyStopping("val/loss", patience=patience, check_on_train_epoch_end=False),
@@ -218,12 +231,18 @@ def log_once(run: Run, folder: Path, values: dict[str, float]) -> None:
 
 
 def linear_schedule(module: nn.Module, section: Any, max_steps: int) -> dict[str, Any]:
-    """AdamW with a one-cycle schedule (Smith 2018), stepped with the optimiser."""
-    optimiser = torch.optim.AdamW(
-        module.parameters(), lr=section.learning_rate, weight_decay=section.weight_decay
-    )
+    """AdamW with a one-cycle schedule (Smith 2018), stepped with the optimiser.
+
+    The parts of a linear model (named *_linear) have few weights, which may have to grow large: they decay
+    little and step farther.
+    """
+    linear = [p for name, p in module.named_parameters() if "_linear." in name]
+    rest = [p for name, p in module.named_parameters() if "_linear." not in name]
+    groups = [{"params": rest}, {"params": linear, "weight_decay": min(section.weight_decay, _LINEAR_DECAY)}]
+    optimiser = torch.optim.AdamW(groups, lr=section.learning_rate, weight_decay=section.weight_decay)
+    peaks = [section.learning_rate, _LINEAR_STEP * section.learning_rate]
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, section.learning_rate, total_steps=max_steps + 1, pct_start=min(0.1, 50 / max_steps)
+        optimiser, peaks, total_steps=max_steps + 1, pct_start=min(0.1, 50 / max_steps)
     )
     return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

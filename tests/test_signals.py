@@ -58,7 +58,7 @@ def test_samples_follow_the_cdf_and_the_mean(kind: Kind) -> None:
 def test_one_component_by_hand() -> None:
     """Location .5 and scale s = .25: Phi(2) = .97725 lies below 1."""
     raw = math.log(math.expm1(0.25 - 0.02))
-    p, kind = torch.tensor([[0.0, 0.5, raw]]), Bounded(1)
+    p, kind = torch.tensor([[-40.0, 0.0, -40.0, 0.5, raw]]), Bounded(1)
     assert kind.cdf(p, torch.tensor([0.0, 0.5]))[0].tolist() == pytest.approx([0.02275, 0.5], abs=1e-5)
     assert kind.mean(p).item() == pytest.approx(0.5)
     assert kind.nll(p, torch.tensor([1.0])).item() == pytest.approx(-math.log(0.02275), abs=1e-3)
@@ -66,9 +66,29 @@ def test_one_component_by_hand() -> None:
     assert kind.nll(p, torch.tensor([0.5])).item() == pytest.approx(-math.log(density), abs=1e-5)
 
 
+def test_atoms_by_hand() -> None:
+    """Weights 1/4 on 0, 1/4 on a narrow normal at .5, 1/2 on 1."""
+    p, kind = torch.tensor([[0.0, 0.0, math.log(2), 0.5, -20.0]]), Bounded(1)
+    assert kind.mean(p).item() == pytest.approx(0.625)
+    assert kind.nll(p, torch.tensor([0.0])).item() == pytest.approx(math.log(4))
+    assert kind.nll(p, torch.tensor([1.0])).item() == pytest.approx(math.log(2))
+    assert kind.cdf(p, torch.tensor([0.0, 0.4, 0.6, 1.0]))[0].tolist() == pytest.approx([0.25, 0.25, 0.5, 1])
+    assert kind.sample(p.expand(3, 5), torch.tensor([0.2, 0.49, 0.51])).tolist() == pytest.approx(
+        [0, 0.5, 1], abs=0.05
+    )
+    assert kind.distance(p, 0.0).item() == pytest.approx(0.625)
+
+
+def test_a_move_adds_to_locations_and_tilts_towards_1() -> None:
+    """Three logits tilted by .7: -.7, 0, +.7."""
+    p = torch.tensor([[0.1, 0.2, 0.3, 0.5, -1.0]])
+    found = Bounded(1).moved(p, torch.tensor([[0.25, 0.7]]))
+    torch.testing.assert_close(found, torch.tensor([[-0.6, 0.2, 1.0, 0.75, -1.0]]))
+
+
 def test_gradients_are_finite_far_from_the_target() -> None:
     kind = Bounded(3)
-    p = torch.tensor([-30.0, 30.0])[:, None].repeat(1, 9).requires_grad_()
+    p = torch.tensor([-30.0, 30.0])[:, None].repeat(1, kind.size).requires_grad_()
     for y in (0.0, 0.3, 1.0):
         (gradient,) = torch.autograd.grad(kind.nll(p, torch.full((2,), y)).sum(), p)
         assert gradient.isfinite().all()

@@ -1,7 +1,11 @@
 """Minimal loopback stand-in for the W&B sweep API: viewer, upsertSweep, sweep, createAgent, agentHeartbeat."""
 
-import json, re, sys, yaml
+import json
+import re
+import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import yaml
 
 try:
     import sweeps

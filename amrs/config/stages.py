@@ -33,7 +33,9 @@ class WorldModelConfig:
     learning_rate: float = 2e-3
     """Peak of the one-cycle schedule."""
     weight_decay: float = 0.5
-    """AdamW's decoupled weight decay."""
+    """AdamW's decoupled weight decay; at most .05 for the linear part."""
+    averaging: float = 0.98
+    """Decay a step of the running average of the weights that is validated and kept, in [0, 1); 0 is none."""
     patience: int = 4
     """Times `validate_every` steps without improvement before training stops."""
     validate_every: int = 60
@@ -62,6 +64,8 @@ class BcConfig:
     """Peak of the one-cycle schedule."""
     weight_decay: float = 0.05
     """AdamW's decoupled weight decay."""
+    averaging: float = 0.98
+    """Decay a step of the running average of the weights that is validated and kept, in [0, 1); 0 is none."""
     popularity_smoothing: float = 1.0
     """Plays added to every track's count among training users, above 0."""
     patience: int = 5
@@ -262,6 +266,8 @@ def _check_training(stage: str, config: WorldModelConfig | BcConfig | DpoConfig)
     for key in ("batch_size", "max_steps", "patience"):
         check(getattr(config, key) >= 1, f"{stage}.{key}", getattr(config, key), "1 or more")
     check(config.learning_rate > 0, f"{stage}.learning_rate", config.learning_rate, "above 0")
+    if not isinstance(config, DpoConfig):
+        check(0 <= config.averaging < 1, f"{stage}.averaging", config.averaging, "in [0, 1)")
 
 
 @dataclass

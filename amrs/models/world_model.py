@@ -7,7 +7,7 @@ session *starts*, and what it will be once the session has *ended*.
 A linear part, on what a careful statistician would use, moves every signal's location: with a few
 thousand reports it carries most of what can be learned, and the rest of the head learns what it misses.
 Shape suffixes: B batch, L tokens, N asked positions, K candidates, D width, H hidden, A affinities,
-X signals.
+X moves of the signals (see `Kind.moves`), T tastes.
 """
 
 import math
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from amrs.batches import LABELS, Batch
 from amrs.config.groups import ModelConfig
 from amrs.histories import TARGETS
-from amrs.models.summaries import SESSION, SESSION_PLAYS, TASTES
+from amrs.models.summaries import SESSION, SESSION_PLAYS, TASTE_SCALES, TASTES
 from amrs.models.transformer import HistoryEncoder
 from amrs.signals import SIGNALS, Binary, Bounded, Kind
 
@@ -73,11 +73,14 @@ class WorldModelMember(nn.Module):
         self.history_joined, self.history_affinity = nn.Linear(width, hidden), nn.Linear(width, width)
         self.affinities = math.gcd(AFFINITIES, width)
         self.affinity_joined = nn.Linear(self.affinities + len(TASTES), hidden, bias=False)
-        self.near_scale = embedding_KE.shape[1] ** -0.5
-        self.known_linear = nn.Linear(self.encoder.sizes[2], len(self.kinds), bias=False)
-        self.session_linear = nn.Linear(embedding_KE.shape[1], len(self.kinds), bias=False)
-        nn.init.zeros_(self.known_linear.weight)
-        nn.init.zeros_(self.session_linear.weight)
+        scale_T = torch.tensor(TASTE_SCALES) * embedding_KE.shape[1] ** -0.5
+        self.register_buffer("near_scale_T", scale_T, persistent=False)
+        moves = sum(kind.moves for kind in self.kinds.values())
+        self.known_linear = nn.Linear(self.encoder.sizes[2], moves, bias=False)
+        self.session_linear = nn.Linear(embedding_KE.shape[1], moves, bias=False)
+        self.near_linear = nn.Linear(len(TASTES), moves, bias=False)
+        for linear in (self.known_linear, self.session_linear, self.near_linear):
+            nn.init.zeros_(linear.weight)
         self.moment = nn.Parameter(torch.randn(2, hidden) * 0.1)
         if not {"valence", "arousal"} & set(signals):
             self.moment.requires_grad_(False)  # nothing asks: several processes would wait for its gradient
@@ -108,26 +111,26 @@ class WorldModelMember(nn.Module):
         self, hidden: Tensor, shift: Tensor, signals: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
         """Head parameters by signal: of all of them, or only of `signals`."""
-        names = list(self.kinds)
         sizes = [kind.size for kind in self.kinds.values()]
+        moves = shift.split([kind.moves for kind in self.kinds.values()], -1)
         activated = self.dropout(F.gelu(hidden))
         found = {}
-        for name, weight, bias in zip(
-            names, self.head.weight.split(sizes), self.head.bias.split(sizes), strict=True
+        for (name, kind), weight, bias, move in zip(
+            self.kinds.items(), self.head.weight.split(sizes), self.head.bias.split(sizes), moves, strict=True
         ):
             if signals is None or name in signals:
-                params = F.linear(activated, weight, bias).float()
-                found[name] = self.kinds[name].moved(params, shift[..., names.index(name)].float())
+                found[name] = kind.moved(F.linear(activated, weight, bias).float(), move.float())
         return found
 
     def answer(self, h_ND: Tensor, candidates: Candidates) -> dict[str, Tensor]:
         """Head parameters (N, P) by signal, for one track at each position; tracks as (N, ...)."""
         own, taste_NTE, known = self._parts(h_ND)
         products = (self.history_affinity(own) * candidates.affinity_KD).unflatten(-1, (self.affinities, -1))
-        near = (taste_NTE * candidates.embedding_KE[..., None, :]).sum(-1) * self.near_scale
+        near = (taste_NTE * candidates.embedding_KE[..., None, :]).sum(-1) * self.near_scale_T
         joined = self.history_joined(own) + candidates.joined_KH
         hidden = joined + self.affinity_joined(torch.cat([products.sum(-1), near], -1))
         linear = self.known_linear(known) + self.session_linear(taste_NTE[..., SESSION, :])
+        linear = linear + self.near_linear(near)
         return self._split(hidden, linear + candidates.linear_KX * share_of_next(known)[..., None])
 
     def score(
@@ -138,12 +141,12 @@ class WorldModelMember(nn.Module):
         query_BAd = self.history_affinity(own).unflatten(-1, (self.affinities, -1))
         key_KAd = candidates.affinity_KD.unflatten(-1, (self.affinities, -1))
         products_BKA = torch.einsum("bad,kad->bka", query_BAd, key_KAd)
-        near_BKT = torch.einsum("bte,ke->bkt", taste_BTE, candidates.embedding_KE) * self.near_scale
+        near_BKT = torch.einsum("bte,ke->bkt", taste_BTE, candidates.embedding_KE) * self.near_scale_T
         joined_BKH = self.history_joined(own)[:, None] + candidates.joined_KH
         hidden = joined_BKH + self.affinity_joined(torch.cat([products_BKA, near_BKT], -1))
         linear = self.known_linear(known) + self.session_linear(taste_BTE[..., SESSION, :])
         shift = linear[:, None] + candidates.linear_KX * share_of_next(known)[:, None, None]
-        return self._split(hidden, shift, signals)
+        return self._split(hidden, shift + self.near_linear(near_BKT), signals)
 
     def at_moment(self, h_ND: Tensor, ended: bool) -> dict[str, Tensor]:
         """Head parameters (N, P) of the final report, as the session starts or once it has ended."""
