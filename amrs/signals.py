@@ -106,8 +106,9 @@ class Bounded:
         rank = torch.arange(logit.shape[-1], device=params.device) - (logit.shape[-1] - 1) / 2
         return torch.cat([logit + tilt * rank, location + by, raw], -1)
 
-    def _split(self, params: Tensor) -> tuple[Tensor, ...]:
-        return params.split([self.components + 2, self.components, self.components], -1)
+    def _split(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logit, location, raw = params.split([self.components + 2, self.components, self.components], -1)
+        return logit, location, raw
 
     def _parts(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logit, location, raw = self._split(params)

@@ -17,8 +17,8 @@ TASTES = ("played", "engaged", "rated", "session")
 """Directions of the embedding space: mean track, covariance of engagement and of rating with tracks, and the
 mean track of this session, later tracks weighing more."""
 TASTE_SCALES = (1.4, 6.0, 3.0, 1.0)
-"""Factors that bring the inner product of each taste with a track to a spread near 1 (measured on the platform):
-covariances are small numbers, and a weight would need thousands of steps to grow large enough."""
+"""Factors that bring the inner product of each taste with a track to a spread near 1 (as measured on the
+platform): covariances are small numbers, and a weight would take thousands of steps to make up for it."""
 SESSION = TASTES.index("session")
 RATIOS, SESSION_PLAYS = 7, 5
 """Ratios in a summary, and which of them is log(1 + weighted plays of this session)."""

@@ -53,6 +53,8 @@ class WorldModelMember(nn.Module):
         embedding_KE: the catalogue.
     """
 
+    near_scale_T: Tensor
+
     def __init__(
         self,
         config: ModelConfig,
