@@ -137,7 +137,7 @@ def test_world_model_overfits_ten_sessions(tmp_path: Path) -> None:
     window_W3 = data.windows(TRAIN)
     batch = data.gather(window_W3[:5])
     assert int((batch.step_BL == 0)[batch.valid_BL].sum()) == 10
-    model = trained(data, window_W3[:5], 1500)
+    model = trained(data, window_W3[:5], 2000, learning_rate=6e-3)
     asked_BL = batch.counts_BL & (batch.next_track_BL >= 0)
     with torch.inference_mode():
         answers = model.predict(batch, asked_BL, "track")
