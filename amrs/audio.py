@@ -39,8 +39,7 @@ def audio_files(folder: Path) -> list[Path]:
 def read_mono(file: Path, rate: int) -> Floats:
     """The samples (N,) of a file, its channels averaged, at `rate` Hz; AudioError where it cannot be read.
 
-    A file that ends before its header says so is refused, where the decoder notices: half a track is another
-    track. (A WAV file's length is taken from its size if its header promises more, and not noticed.)
+    A file that ends before its header says so is refused: half a track is another track.
     """
     soundfile, soxr = extra("soundfile"), extra("soxr")
     parts: list[Floats] = []
@@ -48,18 +47,32 @@ def read_mono(file: Path, rate: int) -> Floats:
         with soundfile.SoundFile(file) as source:
             promised, frames = source.frames, 0
             stream = soxr.ResampleStream(source.samplerate, rate, 1, dtype="float32")
-            for block in source.blocks(_BLOCK, dtype="float32", always_2d=True):
+            # Not source.blocks(): where a file ends early it hands out what was in memory before.
+            while len(block := source.read(_BLOCK, dtype="float32", always_2d=True)):
                 frames += len(block)
                 parts.append(stream.resample_chunk(np.ascontiguousarray(block.mean(1)), last=False))
             parts.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
     except (soundfile.LibsndfileError, RuntimeError, ValueError, OSError) as error:
         raise AudioError(f"cannot be decoded: {str(error).rpartition(': ')[2]}") from error
+    if missing := _missing_bytes(file):
+        raise AudioError(f"truncated: its header promises {missing} bytes more than there are")
     if frames < promised:
         raise AudioError(f"truncated: {frames} of {promised} frames could be decoded")
     samples_N = np.concatenate(parts)
     if not np.isfinite(samples_N).all():
         raise AudioError("holds samples that are not finite")
     return samples_N
+
+
+def _missing_bytes(file: Path) -> int:
+    """Bytes that a WAV or AIFF header promises and the file lacks; libsndfile plays what is left of these."""
+    with file.open("rb") as source:
+        kind, size = source.read(4), source.read(4)
+    if kind not in (b"RIFF", b"FORM"):
+        return 0
+    promised = int.from_bytes(size, "little" if kind == b"RIFF" else "big")
+    streamed = promised in (0, 0xFFFFFFFF)  # written to a pipe, its size was never known
+    return 0 if streamed else max(0, promised + 8 - file.stat().st_size)
 
 
 def normalised(samples_N: Floats) -> Floats:

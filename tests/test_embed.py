@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import save_file
 from test_table import EXAMPLE
 
-from amrs.audio import AudioError, audio_files, normalised, read_mono, windows
+from amrs.audio import AudioError, audio_files, extra, normalised, read_mono, windows
 from amrs.config import ConfigError, load
 from amrs.config.data import DataConfig
 from amrs.execution import execute
@@ -81,11 +81,13 @@ def audio(tmp_path_factory: pytest.TempPathFactory) -> Path:
     soundfile.write(folder / "silence.wav", np.zeros(RATE * 5, np.float32), RATE)
     soundfile.write(folder / "one_sample.wav", np.zeros(1, np.float32), RATE)
     soundfile.write(folder / "nan.wav", np.full(RATE * 2, np.nan, np.float32), RATE, subtype="FLOAT")
-    whole = (folder / "stereo.flac").read_bytes()
-    (folder / "truncated.flac").write_bytes(whole[: len(whole) // 2])
+    for kind in ("flac", "wav", "aiff", "mp3", "ogg"):
+        soundfile.write(folder / f"truncated_{kind}.{kind}", tone(4, 44100), 44100)
+        whole = (folder / f"truncated_{kind}.{kind}").read_bytes()
+        (folder / f"truncated_{kind}.{kind}").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.mp3").write_bytes(b"")
     (folder / "not_audio.mp3").write_text("These are words.\n" * 99)
-    (folder / "telephone.flac").write_bytes(whole)
+    (folder / "telephone.flac").write_bytes((folder / "stereo.flac").read_bytes())
     (folder / "cover.jpg").write_bytes(b"no audio meant")
     return folder
 
@@ -113,14 +115,9 @@ def test_every_good_file_has_a_finite_embedding_and_every_bad_one_a_reason(
     assert table.loc["album/tone", "windows"] == 2 and table.loc["album/tone", "seconds"] == 6.5
     lines = (embedded / "failures.csv").read_text().splitlines()
     why = {line.split(",")[0]: line for line in lines[1:]}
-    assert set(why) == {
-        "one_sample.wav",
-        "nan.wav",
-        "truncated.flac",
-        "empty.mp3",
-        "not_audio.mp3",
-        "telephone.wav",
-    }
+    cut = {f"truncated_{kind}.{kind}" for kind in ("flac", "wav", "aiff", "mp3", "ogg")}
+    assert set(why) == cut | {"one_sample.wav", "nan.wav", "empty.mp3", "not_audio.mp3", "telephone.wav"}
+    assert all("truncated: " in why[f"truncated_{kind}.{kind}"] for kind in ("wav", "aiff"))
     assert "shorter than 1 s" in why["one_sample.wav"] and "not finite" in why["nan.wav"]
     assert "track id of telephone.flac" in why["telephone.wav"]
     assert len(table) + len(why) == len(audio_files(audio))
@@ -228,6 +225,11 @@ def test_missing_or_foreign_weights_are_refused_in_words(
     (other / "model.safetensors").write_bytes((mert / "model.safetensors").read_bytes())
     with pytest.raises(RunError, match=r"lacks .* weights, encoder\.layers\.2"):
         Mert(other, None, "mean")
+
+
+def test_a_missing_library_is_answered_with_the_extra_s_name() -> None:
+    with pytest.raises(RunError, match=r"pip install '\.\[audio\]'"):
+        extra("no_such_library")
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:

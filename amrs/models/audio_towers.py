@@ -7,7 +7,6 @@ Shape suffixes: W windows, N samples, L layers, F frames, E width, T tokens.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,7 +48,7 @@ class Mert(nn.Module):
         config = _hubert_config(folder, transformers)
         if layer is not None and not -config.num_hidden_layers <= layer + 1 <= config.num_hidden_layers + 1:
             raise RunError(f"embed.layer={layer}: {folder} has layers 0 to {config.num_hidden_layers}")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        transformers.utils.logging.disable_progress_bar()
         try:
             self.model, info = transformers.HubertModel.from_pretrained(
                 folder, config=config, local_files_only=True, trust_remote_code=False, weights_only=True,
