@@ -64,6 +64,9 @@ class PairBatch(NamedTuple):
     ref_chosen_B: Tensor
     """Copycat's log-probability of the chosen track, in nats."""
     ref_rejected_B: Tensor
+    others_BJ: Tensor
+    """More rejected tracks of the pair, -1 for none; J may be 0."""
+    ref_others_BJ: Tensor
     pairs: Tensor
     """Pairs in the whole optimiser step, per process and micro-batch."""
 

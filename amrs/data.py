@@ -223,9 +223,11 @@ class SessionDataModule(lightning.LightningDataModule):
         columns: dict[str, Any] = {name: values[pair_B] for name, values in (self.pairs or {}).items()}
         prefix = self.prefix(columns["row"], columns["step"])
         played_BT = played_before(self.flat, columns["row"], columns["step"])
+        none_B0 = torch.zeros(len(pair_B), 0)
         return PairBatch(
             prefix, played_BT, columns["chosen"], columns["rejected"], columns["du"], columns["ref_chosen"],
-            columns["ref_rejected"], torch.tensor(count),
+            columns["ref_rejected"], columns.get("others", none_B0.long()),
+            columns.get("ref_others", none_B0), torch.tensor(count),
         )  # fmt: skip
 
 

@@ -1,8 +1,14 @@
-"""Preference losses. Shape suffix: P pairs."""
+"""Preference losses. Shape suffixes: P pairs, J rejected tracks of one pair.
+
+Arguments are log pi - log pi_ref of chosen and rejected in nats; margins are returned for logging.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+FLIP = 0.1
+"""Share of labels that conservative DPO takes to be wrong."""
 
 
 def dpo_loss(
@@ -35,7 +41,60 @@ def hard_dpo_loss(
     return -F.logsigmoid(margin_P), margin_P.detach()
 
 
-DPO_LOSSES = {"soft": dpo_loss, "hard": hard_dpo_loss}
+def conservative_dpo_loss(
+    chosen_P: Tensor, rejected_P: Tensor, du_P: Tensor, beta: float, tau: float
+) -> tuple[Tensor, Tensor]:
+    """DPO whose labels are wrong with probability FLIP (Mitchell 2023); `du_P` and `tau` are not used.
+
+    Its optimum is finite: beta x margin = log((1 - FLIP) / FLIP), the same for every pair.
+    """
+    margin_P = beta * (chosen_P - rejected_P)
+    loss_P = -(1 - FLIP) * F.logsigmoid(margin_P) - FLIP * F.logsigmoid(-margin_P)
+    return loss_P, margin_P.detach()
+
+
+def ipo_loss(
+    chosen_P: Tensor, rejected_P: Tensor, du_P: Tensor, beta: float, tau: float
+) -> tuple[Tensor, Tensor]:
+    """IPO (Azar et al. 2024, eq. 17): (margin - 1 / (2 beta))^2 of the log-ratios' difference.
+
+    `beta` is the paper's tau; `du_P` and our `tau` are not used: every pair is pulled equally far apart.
+    """
+    difference_P = chosen_P - rejected_P
+    return (difference_P - 1 / (2 * beta)) ** 2, beta * difference_P.detach()
+
+
+def regression_loss(
+    chosen_P: Tensor, rejected_P: Tensor, du_P: Tensor, beta: float, tau: float
+) -> tuple[Tensor, Tensor]:
+    """Squared error of beta x margin on dU / tau: the closed form of the tilt, fitted pair by pair.
+
+    As REBEL (Gao et al. 2024, eq. 1) with the reference as the policy that is improved on.
+    """
+    margin_P = beta * (chosen_P - rejected_P)
+    return (margin_P - du_P / tau) ** 2, margin_P.detach()
+
+
+def s_dpo_loss(
+    chosen_P: Tensor, rejected_PJ: Tensor, du_P: Tensor, beta: float, tau: float
+) -> tuple[Tensor, Tensor]:
+    """S-DPO (Chen et al. 2024, eq. 10): one chosen against J rejected at once, hard labels.
+
+    -log sigma(-log sum_j exp(beta (rejected_j - chosen))); with J = 1 it is DPO. `du_P` and `tau` are not
+    used. A rejected of -inf is none.
+    """
+    margin_P = -(beta * (rejected_PJ - chosen_P[:, None])).logsumexp(-1)
+    return -F.logsigmoid(margin_P), margin_P.detach()
+
+
+DPO_LOSSES = {
+    "soft": dpo_loss,
+    "hard": hard_dpo_loss,
+    "conservative": conservative_dpo_loss,
+    "ipo": ipo_loss,
+    "regression": regression_loss,
+    "s_dpo": s_dpo_loss,
+}
 
 
 def kl_divergence(log_p_PK: Tensor, log_q_PK: Tensor) -> Tensor:

@@ -36,6 +36,8 @@ class Pairs:
     rejected_B: Tensor
     du_B: Tensor
     """Predicted utility of chosen minus rejected."""
+    others_BJ: Tensor
+    """More rejected tracks, all worse than the chosen; -1 for none. J may be 0."""
 
     def __getitem__(self, keep_B: Tensor) -> "Pairs":
         return Pairs(*(getattr(self, name)[keep_B] for name in self.__dataclass_fields__))
@@ -163,7 +165,7 @@ def _in_chunks(source: Labelling, token_N: Tensor, make: Callable[[Labelling, Te
     found = [make(source, token_B) for token_B in tqdm(chunks, "pairs", disable=None)]
     if not found:
         empty = torch.zeros(0, dtype=torch.int64)
-        return Pairs(empty, empty, empty, empty, torch.zeros(0))
+        return Pairs(empty, empty, empty, empty, torch.zeros(0), empty[:, None][:, :0])
     pairs = Pairs(*(torch.cat([getattr(p, name) for p in found]) for name in Pairs.__dataclass_fields__))
     return pairs[pairs.du_B > 0]
 
@@ -182,7 +184,10 @@ def _extremes(source: Labelling, token_B: Tensor) -> Pairs:
     if config.margin > 0 and len(u_MBC) > 1:
         doubt_B = (u_MBC[:, row, best_B] - u_MBC[:, row, worst_B]).std(0)
         du_B = du_B.where(du_B > config.margin * doubt_B, -1.0)
-    return Pairs(row_B, step_B, candidate_BC[row, best_B], candidate_BC[row, worst_B], du_B)
+    order_BC = candidate_BC.gather(1, u_BC.argsort(dim=1, stable=True))
+    others_BJ = order_BC[:, 1 : config.rejected]
+    others_BJ = others_BJ.masked_fill(others_BJ == candidate_BC[row, best_B][:, None], -1)
+    return Pairs(row_B, step_B, candidate_BC[row, best_B], candidate_BC[row, worst_B], du_B, others_BJ)
 
 
 def _corrections(source: Labelling, token_B: Tensor) -> Pairs:
@@ -202,7 +207,8 @@ def _corrections(source: Labelling, token_B: Tensor) -> Pairs:
     best_B = u_BC.masked_fill(~legal_BC, -torch.inf).argmax(1, keepdim=True)
     du_B = u_BC.gather(1, best_B)[:, 0] - u_BC[:, 0]
     du_B = du_B.where(legal_BC.any(1), -1.0)
-    return Pairs(row_B, step_B, candidate_BC.gather(1, best_B)[:, 0], rejected_B, du_B)
+    none_B0 = rejected_B[:, None][:, :0]
+    return Pairs(row_B, step_B, candidate_BC.gather(1, best_B)[:, 0], rejected_B, du_B, none_B0)
 
 
 @torch.inference_mode()

@@ -17,8 +17,8 @@ from amrs.utility import Utility
 
 _CERTAIN = 1e6
 """Logits per unit of utility that make a softmax an argmax."""
-_CHUNK = 64
-"""Histories whose whole catalogue is scored at a time, to bound memory."""
+_CHUNK = 4
+"""Histories whose whole catalogue is scored at a time: what fits a cache is scored three times as fast."""
 
 
 class FixedPolicy:
@@ -77,6 +77,7 @@ class Scorer:
     def __init__(self, model: WorldModel, utility: Utility, data: SessionDataModule, horizon: int) -> None:
         self.model, self.utility, self.data = model.eval(), utility, data
         self.readers = [HistoryReader(member.encoder, data, horizon) for member in model.ensemble]
+        self.mode_MK = data.rules().mode_MK
 
     @torch.inference_mode()
     def start(self, row_B: Tensor) -> Scores:
@@ -85,10 +86,18 @@ class Scorer:
 
     @torch.inference_mode()
     def utility_of_all(self, state: Scores) -> Tensor:
-        """Utility (B, K) of every track next."""
+        """Utility (B, K) of every track next; the lowest in its row for tracks outside the mode."""
         mode_B = state.minds[0].mode_B
-        step_B = torch.full_like(mode_B, state.step)
-        return catalogue_utility(self.model, self.utility, [m.h_BD for m in state.minds], mode_B, step_B)
+        found_BK = torch.empty(len(mode_B), self.data.tracks)
+        for mode in mode_B.unique().tolist():
+            row_G, track_C = (mode_B == mode).nonzero()[:, 0], self.mode_MK[mode].nonzero()[:, 0]
+            step_G = torch.full_like(row_G, state.step)
+            h_MGD = [mind.h_BD[row_G] for mind in state.minds]
+            u_GC = catalogue_utility(self.model, self.utility, h_MGD, mode_B[row_G], step_G, track_C)
+            u_GK = u_GC.amin(1, keepdim=True).expand(-1, self.data.tracks).clone()
+            u_GK[:, track_C] = u_GC
+            found_BK[row_G] = u_GK
+        return found_BK
 
     @torch.inference_mode()
     def observe(self, state: Scores, track_B: Tensor, feedback: Feedback) -> Scores:
@@ -111,13 +120,15 @@ class GreedyPolicy:
 
 
 def catalogue_utility(
-    model: WorldModel, utility: Utility, h_MBD: list[Tensor], mode_B: Tensor, step_B: Tensor | None = None
-) -> Tensor:
-    """Utility (B, K) of every track as play `step_B`; `h_MBD` has one (B, D) a member."""
+    model: WorldModel, utility: Utility, h_MBD: list[Tensor], mode_B: Tensor, step_B: Tensor | None = None,
+    track_C: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Utility (B, K) of every track as play `step_B`, or (B, C) of `track_C`; `h_MBD` has one (B, D) a
+    member."""
     step_B = torch.zeros_like(mode_B) if step_B is None else step_B
     member_u = []
     for member, h_BD in zip(model.ensemble, h_MBD, strict=True):
-        candidates = member.candidates()
+        candidates = member.candidates(track_C)
         parts = zip(h_BD.split(_CHUNK), mode_B.split(_CHUNK), step_B.split(_CHUNK), strict=True)
         chunks = [
             utility(member.kinds, member.score(h, candidates, list(utility.weights)), mode, step)

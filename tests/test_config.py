@@ -243,11 +243,13 @@ def test_choices_are_the_keys_of_the_parts_that_can_be_plugged_in() -> None:
     from amrs.histories import BLIND_TO
     from amrs.importers import IMPORTERS
     from amrs.lineup import LINEUP
+    from amrs.losses import DPO_LOSSES
     from amrs.pairs import SAMPLERS
     from amrs.studies import STUDIES
 
     assert SETTINGS["data.name"].choices == tuple(IMPORTERS)
     assert SETTINGS["preferences.sampler"].choices == tuple(SAMPLERS)
+    assert SETTINGS["dpo.loss"].choices == tuple(DPO_LOSSES)
     assert get_args(PolicyName) == tuple(LINEUP)
     assert set(SETTINGS["world_model.without"].choices) == set(BLIND_TO)
     assert SETTINGS["evaluate.study"].choices == SETTINGS["evaluate.studies"].choices == tuple(STUDIES)

@@ -5,10 +5,20 @@ import math
 import pytest
 import torch
 
-from amrs.losses import DPO_LOSSES, dpo_loss, hard_dpo_loss, kl_divergence
+from amrs.losses import (
+    DPO_LOSSES,
+    FLIP,
+    conservative_dpo_loss,
+    dpo_loss,
+    hard_dpo_loss,
+    ipo_loss,
+    kl_divergence,
+    regression_loss,
+    s_dpo_loss,
+)
 
 
-@pytest.mark.parametrize("name", list(DPO_LOSSES))
+@pytest.mark.parametrize("name", ["soft", "hard", "conservative"])
 def test_loss_is_log_2_when_policy_equals_reference(name: str) -> None:
     zeros = torch.zeros(3)
     loss_P, margin_P = DPO_LOSSES[name](zeros, zeros, torch.tensor([0.1, 1.0, 5.0]), 0.1, 1.0)
@@ -58,3 +68,60 @@ def test_kl_by_hand_over_allowed_tracks_only() -> None:
 def test_kl_is_never_negative() -> None:
     p, q = torch.randn(2, 200, 7, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     assert (kl_divergence(p, q) > 0).all()
+
+
+def test_conservative_loss_by_hand_and_its_finite_optimum() -> None:
+    """Margin log 3: sigma = 3/4. Least where sigma(margin) = .9, margin log 9."""
+    loss_P, _ = conservative_dpo_loss(torch.tensor([math.log(3)]), torch.zeros(1), torch.ones(1), 1.0, 1.0)
+    assert loss_P.item() == pytest.approx(-(1 - FLIP) * math.log(0.75) - FLIP * math.log(0.25))
+    chosen = torch.linspace(0, 5, 5001)
+    loss_P, margin_P = conservative_dpo_loss(chosen, torch.zeros(5001), chosen, 1.0, 1.0)
+    assert margin_P[loss_P.argmin()].item() == pytest.approx(math.log(9), abs=0.005)
+
+
+def test_ipo_by_hand() -> None:
+    """Difference 3, beta 1/4: (3 - 2)^2; the margin that is logged is beta times 3."""
+    loss_P, margin_P = ipo_loss(torch.tensor([2.0]), torch.tensor([-1.0]), torch.ones(1), 0.25, 1.0)
+    assert (loss_P.item(), margin_P.item()) == (1.0, 0.75)
+
+
+def test_regression_by_hand() -> None:
+    """beta x margin = .5 x 3, dU / tau = 4 / 2."""
+    loss_P, margin_P = regression_loss(torch.tensor([2.0]), torch.tensor([-1.0]), torch.tensor([4.0]), 0.5, 2)
+    assert (loss_P.item(), margin_P.item()) == (0.25, 1.5)
+
+
+def test_s_dpo_by_hand() -> None:
+    """exp(0 - log 2) + exp(log 2 - log 2) = 3/2, so sigma(-log 3/2) = 1 / (1 + 3/2)."""
+    loss_P, _ = s_dpo_loss(
+        torch.tensor([math.log(2)]), torch.tensor([[0.0, math.log(2)]]), torch.ones(1), 1, 1
+    )
+    assert loss_P.item() == pytest.approx(-math.log(0.4))
+
+
+def test_s_dpo_with_one_rejected_is_dpo_and_a_missing_one_is_none() -> None:
+    chosen, rejected = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
+    expected = hard_dpo_loss(chosen, rejected, chosen, 0.3, 1.0)[0]
+    torch.testing.assert_close(s_dpo_loss(chosen, rejected[:, None], chosen, 0.3, 1.0)[0], expected)
+    padded = torch.stack([rejected, torch.full((5,), -torch.inf)], 1)
+    torch.testing.assert_close(s_dpo_loss(chosen, padded, chosen, 0.3, 1.0)[0], expected)
+
+
+@pytest.mark.parametrize("name", ["soft", "regression"])
+def test_the_best_margins_are_those_of_the_tilted_reference(name: str) -> None:
+    """Slow truth: all pairs of four tracks fitted by gradient descent give q exp(u / tau), normalised."""
+    u, tau = torch.tensor([0.0, 0.5, 1.5, -1.0]), 1.7
+    log_q = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+    logit = log_q.clone().requires_grad_()
+    first, second = torch.combinations(torch.arange(4)).T
+    optimiser = torch.optim.LBFGS([logit], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        ratio = logit.log_softmax(0) - log_q
+        loss = DPO_LOSSES[name](ratio[first], ratio[second], u[first] - u[second], 1.0, tau)[0].sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    torch.testing.assert_close(logit.detach().softmax(0), (log_q + u / tau).softmax(0), atol=1e-3, rtol=0)

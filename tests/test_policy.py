@@ -95,7 +95,7 @@ def test_pairs_are_scored_under_the_mode_of_their_own_session(tmp_path: Path) ->
     row_B, step_B, rejected_B = flat.session_N[token_B], flat.step_N[token_B] - 1, flat.track_N[token_B]
     log_p_BK = next_track_log_probs(model, data, rules, row_B, step_B)
     chosen_B = log_p_BK.scatter(1, rejected_B[:, None], -torch.inf).argmax(1)
-    pairs = Pairs(row_B, step_B, chosen_B, rejected_B, torch.ones(len(row_B)))
+    pairs = Pairs(row_B, step_B, chosen_B, rejected_B, torch.ones(len(row_B)), rejected_B[:, None][:, :0])
     reference_B2 = _reference(model, data, rules, pairs)
     data.pairs = {"row": row_B, "step": step_B, "chosen": chosen_B, "rejected": rejected_B, "du": pairs.du_B,
                   "ref_chosen": reference_B2[:, 0], "ref_rejected": reference_B2[:, 1],
@@ -104,6 +104,6 @@ def test_pairs_are_scored_under_the_mode_of_their_own_session(tmp_path: Path) ->
     first_mode_B = batch.prefix.mode_BL[:, 0]
     assert (first_mode_B != flat.mode_S[row_B]).any()
     training = SimpleNamespace(model=model, rules=rules, device=torch.device("cpu"))
-    chosen, rejected = DirectPreference.log_probs(training, batch)  # type: ignore[arg-type]
+    chosen, rejected, _ = DirectPreference.log_probs(training, batch)  # type: ignore[arg-type]
     torch.testing.assert_close(chosen, batch.ref_chosen_B, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(rejected, batch.ref_rejected_B, atol=2e-5, rtol=1e-4)

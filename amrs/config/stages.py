@@ -110,6 +110,8 @@ class PreferencesConfig:
     as published."""
     histories: int = 6000
     """Plays of training and validation users at which pairs are made (margin), 1 or more."""
+    rejected: int = 1
+    """Rejected tracks a pair, the worst of the draws (margin); more than 1 is for dpo.loss=s_dpo."""
     draws: int = 16
     """Tracks drawn from Copycat as candidates (margin), 2 or more."""
     margin: float = 1.0
@@ -126,6 +128,8 @@ class PreferencesConfig:
     """Fewer pairs than this end the stage: too few to train on."""
 
     def __post_init__(self) -> None:
+        check(1 <= self.rejected < self.draws, "preferences.rejected", self.rejected,
+              f"1 or more, below preferences.draws={self.draws}")  # fmt: skip
         for key, least in (("histories", 1), ("draws", 2), ("margin", 0)):
             check(getattr(self, key) >= least, f"preferences.{key}", getattr(self, key), f"{least} or more")
         for key in ("neighbours", "explore"):
@@ -138,29 +142,32 @@ class PreferencesConfig:
 
 @dataclass
 class DpoConfig:
-    loss: Literal["soft", "hard"] = "soft"
-    """Labels: sigma(dU / tau), or 1 (hard labels have no finite optimum)."""
+    loss: Literal["soft", "hard", "conservative", "ipo", "regression", "s_dpo"] = "soft"
+    """DPO with labels sigma(dU / tau), with labels 1 (no finite optimum) or .9; IPO; regression of the
+    log-ratios on dU / tau; S-DPO (several rejected, see preferences.rejected)."""
     beta: float = 1.0
     """Inverse temperature of DPO, above 0; larger keeps the policy nearer its reference."""
-    tau: float = 2.0
+    tau: float = 2.2
     """Temperature of the soft labels, in units of utility, above 0."""
     kl_budget: float = 0.05
     """Most KL(policy || Copycat) on the policy's own histories, in nats per track, above 0."""
+    kl_session_budget: float = 0.5
+    """The same summed over a session of ten tracks (fewer where the listener leaves), in nats, above 0."""
     kl_every: int = 20
     """Optimiser steps between exact KL checks and validations."""
     kl_sessions: int = 64
     """Validation sessions imagined for a KL check, 1 or more."""
     batch_size: int = 64
     """Pairs per optimiser step, over all ranks and accumulation steps."""
-    max_steps: int = 300
+    max_steps: int = 160
     """Optimiser steps."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     """AdamW's learning rate, constant after a short warm-up."""
     patience: int = 5
     """Validations without improvement before training stops."""
 
     def __post_init__(self) -> None:
-        for key in ("beta", "tau", "kl_budget"):
+        for key in ("beta", "tau", "kl_budget", "kl_session_budget"):
             check(getattr(self, key) > 0, f"dpo.{key}", getattr(self, key), "above 0")
         for key in ("kl_every", "kl_sessions"):
             check(getattr(self, key) >= 1, f"dpo.{key}", getattr(self, key), "1 or more")

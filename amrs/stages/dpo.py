@@ -2,14 +2,16 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from amrs.batches import PairBatch
 from amrs.config.graph import Config
+from amrs.config.stages import DpoConfig
 from amrs.data import SessionDataModule
 from amrs.listeners import ImaginedListeners
 from amrs.losses import DPO_LOSSES
@@ -29,8 +31,24 @@ KL_PURPOSE, HORIZON = 500, 10
 _HALVINGS = 6
 
 
+_CHOSEN_FALLS = -0.1
+"""Mean log-ratio of the chosen tracks, in nats, below which they lose likelihood in earnest."""
+
+
+class Divergence(NamedTuple):
+    """KL(policy || Copycat) in nats."""
+
+    track: float
+    session: float
+    """Summed over a session of HORIZON tracks, or fewer where the listener leaves."""
+
+    def within(self, section: DpoConfig) -> bool:
+        """Whether both budgets are kept."""
+        return self.track <= section.kl_budget and self.session <= section.kl_session_budget
+
+
 class KlCheck:
-    """Exact KL(policy || Copycat) over the catalogue on the policy's own histories, in nats per track.
+    """Exact KL(policy || Copycat) over the catalogue on the policy's own histories.
 
     Histories are imagined by the labeller from validation users' session starts, with the same random
     numbers at every check.
@@ -45,18 +63,34 @@ class KlCheck:
         self.data, self.rules, self.listeners = data, data.rules(), listeners
         self.reference = NeuralPolicy(copycat, data, HORIZON)
 
-    def __call__(self, policy: PolicyModel) -> float:
-        """Nats per track."""
+    def __call__(self, policy: PolicyModel) -> Divergence:
+        """Per track and per session."""
         rollouts = imagine(
             NeuralPolicy(policy, self.data, HORIZON), self.listeners, self.rules,
             self.data.flat.mode_S[self.row_B], self.row_B, self.key_B, HORIZON, self.reference,
         )  # fmt: skip
         assert rollouts.kl_BT is not None
-        return float(rollouts.kl_BT.nansum() / rollouts.played_BT.sum())
+        total = float(rollouts.kl_BT.nansum())
+        return Divergence(total / int(rollouts.played_BT.sum()), total / len(self.row_B))
+
+
+def falling_chosen(chosen: float, section: DpoConfig) -> str | None:
+    """What to do where the mean log-ratio of the chosen tracks falls, in nats; None where it does not."""
+    if chosen >= _CHOSEN_FALLS:
+        return None
+    return (
+        f"the chosen tracks' likelihood has fallen by {-chosen:.2f} nats: both tracks of a pair lose to the "
+        "rest of the catalogue, and the margin grows all the same. Raise dpo.tau or dpo.beta, lower "
+        f"dpo.kl_budget, or take dpo.loss=soft or regression (now {section.loss})"
+    )
 
 
 class DirectPreference(lightning.LightningModule):
-    """Mean preference loss; stops at the KL budget, keeping the best policy within it.
+    """Mean preference loss; keeps the best policy within the KL budgets.
+
+    A policy is on its way to the optimum noisier than there, so it may be over the budget for a while. If it
+    is at the end, or stays so for `patience` checks (a loss without a finite optimum), the way from the kept
+    policy towards it is gone as far as the budget lets it.
 
     Dropout is off: the reference's log-probabilities were taken without it, too.
     """
@@ -68,10 +102,11 @@ class DirectPreference(lightning.LightningModule):
         self.save_hyperparameters({"model": asdict(config.model), "dpo": asdict(config.dpo)})
         self.model, self.rules, self.data, self.kl, self.config = model, rules, data, kl, config
         self.validation = RatioOfSums(["loss", "chosen", "rejected", "accuracy"])
-        self.best, self.worse = float("inf"), 0
+        self.best, self.worse, self.over = float("inf"), 0, 0
+        self.ahead, self.warned = False, False
 
-    def log_probs(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of chosen and rejected, (B,) each, in nats."""
+    def log_probs(self, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities of chosen and rejected, (B,) each, and of other rejected (B, J), in nats."""
         prefix = batch.prefix
         last_B = prefix.valid_BL.sum(1) - 1
         row = torch.arange(len(last_B), device=self.device)
@@ -79,13 +114,17 @@ class DirectPreference(lightning.LightningModule):
         allowed_BK = self.rules.to(self.device).allowed(prefix.mode_BL[row, last_B], batch.played_BT)
         log_p_BK = log_softmax_allowed(logits_BK, allowed_BK)
         both = log_p_BK.gather(1, torch.stack([batch.chosen_B, batch.rejected_B], 1))
-        return both[:, 0], both[:, 1]
+        return both[:, 0], both[:, 1], log_p_BK.gather(1, batch.others_BJ.clamp(min=0))
 
     def _losses(self, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         section = self.config.dpo
-        chosen_B, rejected_B = self.log_probs(batch)
+        chosen_B, rejected_B, others_BJ = self.log_probs(batch)
         ratio_B, other_B = chosen_B - batch.ref_chosen_B, rejected_B - batch.ref_rejected_B
-        loss_B, margin_B = DPO_LOSSES[section.loss](ratio_B, other_B, batch.du_B, section.beta, section.tau)
+        rejected = other_B
+        if section.loss == "s_dpo":
+            more_BJ = (others_BJ - batch.ref_others_BJ).masked_fill(batch.others_BJ < 0, -torch.inf)
+            rejected = torch.cat([other_B[:, None], more_BJ], 1)
+        loss_B, margin_B = DPO_LOSSES[section.loss](ratio_B, rejected, batch.du_B, section.beta, section.tau)
         return loss_B, margin_B, ratio_B, other_B
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
@@ -109,19 +148,30 @@ class DirectPreference(lightning.LightningModule):
         found = self.validation.compute()
         self.validation.reset()
         kl = self.kl(self.model)
+        loss, chosen = float(found["loss"]), float(found["chosen"])
         self.log_dict(
-            {"val/loss": found["loss"], "val/kl": kl, "val/accuracy": found["accuracy"],
-             "val/log_ratio/chosen": found["chosen"], "val/log_ratio/rejected": found["rejected"]}
+            {"val/loss": loss, "val/kl": kl.track, "val/kl_session": kl.session,
+             "val/accuracy": found["accuracy"], "val/log_ratio/chosen": chosen,
+             "val/log_ratio/rejected": found["rejected"]}
         )  # fmt: skip
-        if kl > self.config.dpo.kl_budget:
-            self._back_to_budget()
-            self.trainer.should_stop = True
-        elif found["loss"] < self.best:
-            self.best, self.worse = float(found["loss"]), 0
+        advice = falling_chosen(chosen, self.config.dpo)
+        if advice is not None and not self.warned:
+            self.warned = True
+            rank_zero_warn(advice)
+        within = kl.within(self.config.dpo)
+        self.over = 0 if within else self.over + 1
+        self.ahead = not within and loss < self.best
+        if within and loss < self.best:
+            self.best, self.worse = loss, 0
             self._keep()
-        else:
+        elif within:
             self.worse += 1
-            self.trainer.should_stop = self.worse >= self.config.dpo.patience
+        self.trainer.should_stop = max(self.worse, self.over) >= self.config.dpo.patience
+
+    def on_train_end(self) -> None:
+        """A better policy that lies beyond the budget is met on the way, at the budget."""
+        if self.ahead:
+            self._back_to_budget()
 
     def on_fit_start(self) -> None:
         """Copycat itself is the first policy within the budget."""
@@ -144,7 +194,7 @@ class DirectPreference(lightning.LightningModule):
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
             self._blend(present, middle)
-            low, high = (middle, high) if self.kl(self.model) <= self.config.dpo.kl_budget else (low, middle)
+            low, high = (middle, high) if self.kl(self.model).within(self.config.dpo) else (low, middle)
         self._blend(present, low)
         self._keep()
 
@@ -155,7 +205,8 @@ class DirectPreference(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What a resumed run must know besides weights."""
-        checkpoint["dpo"] = {"best": self.best, "worse": self.worse, "kept": self.kept}
+        names = ("best", "worse", "over", "ahead", "kept")
+        checkpoint["dpo"] = {name: getattr(self, name) for name in names}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The counterpart."""

@@ -47,8 +47,8 @@ def run(run: Run, folder: Path) -> None:
             f"preferences.min_pairs={section.min_pairs}: too few to train on. Widen what counts as negative "
             f"(preferences.negative.*), or lower min_pairs if you accept training on noise"
         )
-    reference_B2 = _reference(copycat, data, rules, pairs)
-    _store(folder, pairs, reference_B2, data, part_B)
+    reference = _reference(copycat, data, rules, pairs)
+    _store(folder, pairs, reference, data, part_B)
     write_json(folder / "summary.json", _summary(pairs, part_B, source, effects))
 
 
@@ -74,16 +74,17 @@ def measure(
 
 
 def _reference(copycat: PolicyModel, data: SessionDataModule, rules: Rules, pairs: Pairs) -> Tensor:
-    """Copycat's log-probability of chosen and rejected, (B, 2)."""
+    """Copycat's log-probability of chosen, rejected and the other rejected, (B, 2 + J); 0 for none."""
     parts = []
     for index in tqdm(torch.arange(len(pairs.row_B)).split(_CHUNK), "reference", disable=None):
         part = pairs[index]
         log_p_BK = next_track_log_probs(copycat, data, rules, part.row_B, part.step_B)
-        parts.append(log_p_BK.gather(1, torch.stack([part.chosen_B, part.rejected_B], 1)))
+        track = torch.cat([part.chosen_B[:, None], part.rejected_B[:, None], part.others_BJ], 1)
+        parts.append(log_p_BK.gather(1, track.clamp(min=0)).masked_fill(track < 0, 0.0))
     return torch.cat(parts)
 
 
-def _store(folder: Path, pairs: Pairs, reference_B2: Tensor, data: SessionDataModule, part_B: Tensor) -> None:
+def _store(folder: Path, pairs: Pairs, reference: Tensor, data: SessionDataModule, part_B: Tensor) -> None:
     ids = data.log.catalogue["track_id"][:]
     sessions = data.log.sessions.select_columns(["session_id", "user_id"])[pairs.row_B.tolist()]
     columns = {
@@ -96,8 +97,10 @@ def _store(folder: Path, pairs: Pairs, reference_B2: Tensor, data: SessionDataMo
         "chosen_id": [ids[k] for k in pairs.chosen_B.tolist()],
         "rejected_id": [ids[k] for k in pairs.rejected_B.tolist()],
         "du": pairs.du_B.tolist(),
-        "ref_chosen": reference_B2[:, 0].tolist(),
-        "ref_rejected": reference_B2[:, 1].tolist(),
+        "ref_chosen": reference[:, 0].tolist(),
+        "ref_rejected": reference[:, 1].tolist(),
+        "others": pairs.others_BJ.tolist(),
+        "ref_others": reference[:, 2:].tolist(),
         "part": part_B.tolist(),
     }
     disable_progress_bars()
@@ -132,4 +135,7 @@ def load_pairs(folder: Path) -> dict[str, Tensor]:
     """Numeric columns of stored pairs as tensors."""
     table = Dataset.load_from_disk(str(folder / "pairs")).with_format("torch")
     names = ("row", "step", "chosen", "rejected", "du", "ref_chosen", "ref_rejected", "part")
-    return {name: torch.as_tensor(table[name][:]) for name in names}
+    found = {name: torch.as_tensor(table[name][:]) for name in names}
+    if len(table) and len(table[0]["others"]):
+        found |= {name: torch.stack(list(table[name][:])) for name in ("others", "ref_others")}
+    return found
