@@ -158,7 +158,7 @@ def test_one_command_sets_the_utility_a_parent_and_the_stage() -> None:
         ("stage=dpo dpo.max_steps=[1", "dpo.max_steps=[1: not a YAML value"),
         ("stage=dpo dpo.max_steps.x=1", "dpo.max_steps is an integer, no keys are below it"),
         ("stage=dpo utility.standardise=yess", "utility.standardise=yess: must be true or false"),
-        ("stage=dpo dpo.loss=sfot", "dpo.loss=sfot: must be one of soft, hard. Did you mean soft?"),
+        ("stage=dpo dpo.loss=sfot", "dpo.loss=sfot: must be one of soft, hard, conservative,"),
         ("stage=dpo log.wandb=on", "log.wandb=on: must be one of auto, disabled, offline, online"),
         ("stage=dpo dpo=3", "dpo is a section: write dpo.KEY=VALUE; keys of dpo: loss,"),
         ("stage=dpo parents=3", "parents is a section|labeller, judge"),
