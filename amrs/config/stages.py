@@ -190,6 +190,27 @@ StudyName = Literal["ablations"]
 
 
 @dataclass
+class OffPolicyConfig:
+    """When the log itself can say what another policy would have done."""
+
+    clip: float | None = None
+    """Largest weight of a session, 1 or more, or null: clipping buys less variance with a bias toward the
+    policy that logged."""
+    least_sessions: float = 50.0
+    """Effective sessions below which the answer is "cannot tell", above 0."""
+    least_users: float = 20.0
+    """Effective users below which the answer is "cannot tell", above 0."""
+    choices: int = 16
+    """Tracks drawn from a policy at each history for the doubly robust estimate, 1 or more."""
+
+    def __post_init__(self) -> None:
+        check(self.clip is None or self.clip >= 1, "evaluate.off_policy.clip", self.clip, "1 or more, or null")
+        for key in ("least_sessions", "least_users"):
+            check(getattr(self, key) > 0, f"evaluate.off_policy.{key}", getattr(self, key), "above 0")
+        check(self.choices >= 1, "evaluate.off_policy.choices", self.choices, "1 or more")
+
+
+@dataclass
 class EvaluateConfig:
     users: Literal["test", "validation"] = "test"
     """Who is judged on: test users give the results; validation users are for tuning (sweeps)."""
@@ -216,6 +237,7 @@ class EvaluateConfig:
     """Bootstrap draws of users for each interval, 100 or more."""
     policies: list[PolicyName] = field(default_factory=lambda: list(get_args(PolicyName)))
     """Policies to compare; Copycat always is, production only where there is a platform."""
+    off_policy: OffPolicyConfig = field(default_factory=OffPolicyConfig)
 
     def __post_init__(self) -> None:
         check(

@@ -58,7 +58,7 @@ def simulate(config: PlatformConfig, catalogue: Catalogue, listeners: Listeners,
         user_B, past, end_B2 = user_B[kept_B], take(past, kept_B), end_B2[kept_B]
         who = take(listeners, user_B)
         start = open_session(config, who, number, past, end_B2)
-        play, state, memory = _session(config, catalogue, production, who, start)
+        play, state, memory = play_session(config, catalogue, production, who, start)
         starts.append(start)
         plays.append(play)
         users.append(user_B)
@@ -70,7 +70,7 @@ def simulate(config: PlatformConfig, catalogue: Catalogue, listeners: Listeners,
     return Shard(listeners, user_S[order_S], take(join(starts), order_S), take(join(plays), order_S))
 
 
-def _session(
+def play_session(
     config: PlatformConfig, catalogue: Catalogue, production: Production, who: Listeners, start: Start
 ) -> tuple[Plays, State, ProductionState]:
     """One session of everybody, to the end that each chooses; and how it leaves listener and production."""
