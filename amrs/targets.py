@@ -62,7 +62,7 @@ class Columns:
     track_N: Ints
     """Row of the catalogue."""
     play_N: Mapping[str, Floats]
-    """`engagement`, `rating`, `track_valence`, `track_arousal`."""
+    """`engagement`, `rating`, `track_valence`, `track_arousal`; and `propensity`, where it was logged."""
     embedding_KD: Floats
     artist_K: Ints
     """Number of the track's artist, -1 where the catalogue names none."""
@@ -78,7 +78,7 @@ def columns(log: SessionLog) -> Columns:
     reports = ("pre_valence", "pre_arousal", "post_valence", "post_arousal")
     ended = _whole(table, "ended")
     left_S = _floats(pc.equal(ended, "left").cast(pa.int8()))
-    feedback = ("engagement", "rating", "track_valence", "track_arousal")
+    feedback = ("engagement", "rating", "track_valence", "track_arousal", "propensity")
     return Columns(
         user_S=_codes(_whole(table, "user_id")),
         start_S=_numpy(_whole(table, "started_at").cast(pa.int64())).astype(np.int64),

@@ -186,13 +186,18 @@ PolicyName = Literal[
     "production",
 ]  # fmt: skip
 Chapter = Literal["fidelity", "policies"]
-StudyName = Literal["ablations"]
+StudyName = Literal["ablations", "off_policy"]
 
 
 @dataclass
 class OffPolicyConfig:
     """When the log itself can say what another policy would have done."""
 
+    policies: list[PolicyName] = field(
+        default_factory=lambda: ["copycat", "random", "popularity", "greedy", "dpo"]
+    )
+    """Policies that the log is asked about, of those that are compared; those that score the whole catalogue
+    at every play (boltzmann and its kin) take minutes each."""
     clip: float | None = None
     """Largest weight of a session, 1 or more, or null: clipping buys less variance with a bias toward the
     policy that logged."""
@@ -204,7 +209,8 @@ class OffPolicyConfig:
     """Tracks drawn from a policy at each history for the doubly robust estimate, 1 or more."""
 
     def __post_init__(self) -> None:
-        check(self.clip is None or self.clip >= 1, "evaluate.off_policy.clip", self.clip, "1 or more, or null")
+        clips = self.clip is None or self.clip >= 1
+        check(clips, "evaluate.off_policy.clip", self.clip, "1 or more, or null")
         for key in ("least_sessions", "least_users"):
             check(getattr(self, key) > 0, f"evaluate.off_policy.{key}", getattr(self, key), "above 0")
         check(self.choices >= 1, "evaluate.off_policy.choices", self.choices, "1 or more")

@@ -36,11 +36,13 @@ METRICS = (
     "gain_over_production", "kl", "harm", "breaking_point", "catalogue_coverage", "entropy",
     "effective_tracks", "intra_list", "gini", "artist_entropy", "novelty", "repeat_rate",
     "between_listeners", "pit_ks", "pit_share", "reliability_predicted", "reliability_observed",
-    "violations", "worst_violation", "verdict",
+    "violations", "worst_violation", "verdict", "ess", "withheld", "gain_coverage_95", "kendall_tau",
+    "regret", "corrected_gain", "predicted_over_realised",
 )  # fmt: skip
-_VARIANT = re.compile(r"ablation:\w+|dpo:\w+(:\w+)?")  # ablation:<name>, dpo:<sampler>, dpo:<sampler>:<loss>
+# ablation:<name>, dpo:<sampler>, dpo:<sampler>:<loss>, tilt:<of a policy, by its property and strength>
+_VARIANT = re.compile(r"ablation:\w+|dpo:\w+(:\w+)?|tilt:[\w.]+")
 GROUPS = ("cohort", "mode", "known", "bin", "users", "horizon", "gamma", "distance", "genres", "compared",
-          "perturbed", "history", "worst", "world")  # fmt: skip
+          "perturbed", "history", "worst", "world", "estimator", "propensities")  # fmt: skip
 """Kinds of groups: a group is "all" or <kind>:<name>."""
 _GROUP = re.compile(rf"all|({'|'.join(GROUPS)}):\S.*")
 

@@ -14,6 +14,7 @@ from amrs.fidelity import fidelity
 from amrs.lineup import lineup
 from amrs.listeners import ImaginedListeners
 from amrs.models.world_model import WorldModel
+from amrs.off_policy import ask_the_log, off_policy_rows
 from amrs.outcomes import Sessions, choose_sessions, diversity_rows, gain_rows, roll_out, utility_rows
 from amrs.platform import Platform, load_truth
 from amrs.predictions import fit_rows, pooled, save
@@ -104,6 +105,7 @@ def _one_split(run: Run, folder: Path) -> Report:
         rows += found.rows + _effect_rows(run, model, data, sessions, platform)
     if "policies" in section.chapters:
         rows += _policy_rows(run, data, sessions, platform)
+        rows += _off_policy(run, data, part)
     return Report(finite_rows(rows), provenance)
 
 
@@ -142,6 +144,21 @@ def _policy_rows(
         if name == ("realised" if "realised" in worlds else "predicted"):
             rows += diversity_rows(found, sessions, data, seed, draws)
     return rows
+
+
+def _off_policy(run: Run, data: SessionDataModule, part: int) -> list[Row]:
+    """What the log itself says of the policies, from all sessions of these users."""
+    config = run.config
+    section = config.evaluate.off_policy
+    every = choose_sessions(data, len(data.part_S), 1, config.seed, part)
+    length_B = data.flat.length_S[every.row_B]
+    row_S = every.row_B[length_B <= config.model.history // 2]  # a policy must hold what came before, too
+    if not len(row_S):
+        return []
+    judge = world_model.load(run.parents["judge"].folder, data)
+    names = [name for name in section.policies if name in config.evaluate.policies]
+    policies = lineup(run, data, int(data.flat.length_S[row_S].max()), names)
+    return off_policy_rows(ask_the_log(policies, judge, data, row_S, section, config.seed), section)
 
 
 def _refuse_partial_judge(run: Run) -> None:

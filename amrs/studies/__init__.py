@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from amrs.config.graph import Config
 from amrs.report import Row
 from amrs.runs import Run
-from amrs.studies import ablations
+from amrs.studies import ablations, off_policy
 
 
 def _no_parts(config: Config) -> dict[str, Config]:
@@ -32,4 +32,7 @@ class Study:
     They are ordinary runs: made where they are missing, resumed, never made twice."""
 
 
-STUDIES: dict[str, Study] = {"ablations": Study(ablations.rows, parts=ablations.parts)}
+STUDIES: dict[str, Study] = {
+    "ablations": Study(ablations.rows, parts=ablations.parts),
+    "off_policy": Study(off_policy.rows, parents=()),
+}

@@ -25,8 +25,16 @@ from amrs.config.stages import OffPolicyConfig
 from amrs.metrics.fidelity import Floats
 from amrs.noise import normal
 from amrs.off_policy import (
-    doubly_robust, gain, given, importance_weights, per_decision, ratio, snips, studentised, support,
-)  # fmt: skip
+    doubly_robust,
+    gain,
+    given,
+    importance_weights,
+    per_decision,
+    ratio,
+    snips,
+    studentised,
+    support,
+)
 from amrs.platform.catalogue import Catalogue, draw_catalogue
 from amrs.platform.draws import hash_keys
 from amrs.platform.dynamics import expected_report
@@ -286,19 +294,22 @@ def coverage_rows(lines: list[dict[str, Any]], config: OffPolicyConfig) -> list[
 def _coverage(mine: list[dict[str, Any]], subject: str, signal: str, config: OffPolicyConfig) -> list[Row]:
     small = [_withheld(line, config) for line in mine]
     told = [line for line, withheld in zip(mine, small, strict=True) if not withheld]
-    figures: dict[str, tuple[list[float], list[dict[str, Any]], str]] = {
-        "withheld_share": ([float(x) for x in small], mine, "fraction"),
-        "ess": ([line["sessions"] for line in mine], mine, "sessions"),
-        "kl": ([line["kl"] for line in mine], mine, "nats per track"),
-    }
+    figures: list[tuple[str, str, list[float], list[dict[str, Any]], str]] = [
+        ("withheld", "all", [float(x) for x in small], mine, "fraction"),
+        ("ess", "all", [line["sessions"] for line in mine], mine, "sessions"),
+        ("kl", "all", [line["kl"] for line in mine], mine, "nats per track"),
+    ]
     for name in (*ESTIMATORS, "bootstrap"):
-        for what, truth in (("", "truth"), ("_gain", "true_gain")):
-            hits = [float(line[name + what][1] <= line[truth] <= line[name + what][2]) for line in told]
-            figures[f"coverage_{name}{what}"] = hits, told, "fraction"
+        for metric, key, truth in (
+            ("coverage_95", name, "truth"),
+            ("gain_coverage_95", f"{name}_gain", "true_gain"),
+        ):
+            hits = [float(line[key][1] <= line[truth] <= line[key][2]) for line in told]
+            figures.append((metric, f"estimator:{name}", hits, told, "fraction"))
     return [
-        Row("off_policy", subject, signal, metric, "mean", "all",
+        Row("off_policy", subject, signal, metric, "mean", group,
             *metrics.mean_interval(values, [line["world"] for line in lines]), unit)
-        for metric, (values, lines, unit) in figures.items() if values
+        for metric, group, values, lines, unit in figures if values
     ]  # fmt: skip
 
 
