@@ -186,7 +186,7 @@ PolicyName = Literal[
     "production",
 ]  # fmt: skip
 Chapter = Literal["fidelity", "policies"]
-StudyName = Literal["ablations", "off_policy"]
+StudyName = Literal["ablations", "off_policy", "choosing", "optimism"]
 
 
 @dataclass

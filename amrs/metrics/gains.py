@@ -53,15 +53,15 @@ def gain_rows(
     over the same sessions with the same weights; it depends on where the scale has its zero, so it comes
     last. Intervals are by user.
     """
-    sums_UC, weight_M, n = _mode_sums(policy_S, copycat_S, mode_S, user_S, signal, modes, share)
+    sums_UC, weight_M, n = gain_sums(policy_S, copycat_S, mode_S, user_S, signal, modes, share)
     if n == 0:
         return []
-    gain = user_bootstrap(sums_UC, _weighted(weight_M, relative=False), n, draws, seed)
+    gain = user_bootstrap(sums_UC, weighted_gain(weight_M), n, draws, seed)
     found: list[tuple[str, Estimate, str]] = [("gain", gain, "scale points")]
     if within_sd is not None and np.isfinite(within_sd) and within_sd > 0:
         low, high = (None if end is None else end / within_sd for end in (gain.low, gain.high))
         found.append(("gain_sd", Estimate(gain.value / within_sd, low, high, n), "within-person sd"))
-    relative = user_bootstrap(sums_UC, _weighted(weight_M, relative=True), n, draws, seed)
+    relative = user_bootstrap(sums_UC, weighted_gain(weight_M, relative=True), n, draws, seed)
     if np.isfinite(relative.value):
         found.append(("relative_gain", relative, "fraction"))
     return [
@@ -70,7 +70,7 @@ def gain_rows(
     ]
 
 
-def _mode_sums(
+def gain_sums(
     policy_S: npt.ArrayLike,
     copycat_S: npt.ArrayLike,
     mode_S: npt.ArrayLike,
@@ -104,7 +104,7 @@ def _mode_sums(
     )
 
 
-def _weighted(weight_M: Floats, relative: bool) -> Callable[[Floats], Floats]:
+def weighted_gain(weight_M: Floats, relative: bool = False) -> Callable[[Floats], Floats]:
     """Mean over modes of the mean over sessions, or its ratio to Copycat's, from (..., 3M) sums.
 
     A mode that a bootstrap draw misses loses its weight to the others.

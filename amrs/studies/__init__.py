@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from amrs.config.graph import Config
 from amrs.report import Row
 from amrs.runs import Run
-from amrs.studies import ablations, off_policy
+from amrs.studies import ablations, choosing, off_policy, optimism
 
 
 def _no_parts(config: Config) -> dict[str, Config]:
@@ -32,7 +32,10 @@ class Study:
     They are ordinary runs: made where they are missing, resumed, never made twice."""
 
 
+_POLICIES = ("prepare", "labeller", "judge", "bc", "preferences", "dpo")
 STUDIES: dict[str, Study] = {
     "ablations": Study(ablations.rows, parts=ablations.parts),
     "off_policy": Study(off_policy.rows, parents=()),
+    "choosing": Study(choosing.rows, parents=_POLICIES),
+    "optimism": Study(optimism.rows, parents=_POLICIES, parts=optimism.parts),
 }

@@ -1,0 +1,226 @@
+"""Does the judge choose well? 25 policies near Copycat, ranked by its prediction and by the platform.
+
+Copycat q is tilted by what the labeller predicts of each track as the session starts,
+pi(k | h) proportional to q(k | h) exp(strength u(k)), where u is one of `DIRECTIONS`, good or bad for
+listeners; the strength is set on validation users so that KL(pi || q) at a session's start is one of `KLS`.
+u is held for the session, so that 24 policies cost one look at the catalogue.
+
+Shape suffixes: B sessions, K tracks, P policies, U users, D bootstrap draws.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amrs import metrics
+from amrs.config.groups import UtilityConfig, WeightsConfig
+from amrs.data import SessionDataModule
+from amrs.listeners import HistoryReader, ImaginedListeners, Mind
+from amrs.losses import kl_divergence
+from amrs.metrics.fidelity import Floats
+from amrs.models.world_model import WorldModel
+from amrs.noise import uniform
+from amrs.outcomes import Sessions, choose_sessions, outcome, roll_out, session_utility
+from amrs.platform import load_truth
+from amrs.policies import NeuralPolicy
+from amrs.report import Row
+from amrs.rollout import Environment, Feedback, Policy, Rollouts
+from amrs.rules import log_softmax_allowed
+from amrs.runs import Run, RunError, read_json
+from amrs.splits import TRAIN, VALIDATION
+from amrs.stages import bc, world_model
+from amrs.stages.prepare import open_data
+from amrs.utility import Utility
+
+DIRECTIONS: dict[str, dict[str, float]] = {
+    "wellbeing": {"valence": 0.5, "arousal": 0.5}, "valence": {"valence": 1.0}, "arousal": {"arousal": 1.0},
+    "rating": {"rating": 1.0}, "harmful": {"valence": -0.5, "arousal": -0.5}, "popular": {"popularity": 1.0},
+}  # fmt: skip
+"""Weights of the labeller's predicted signals in the mode's direction, each in spreads of its effect."""
+KLS = (0.02, 0.05, 0.1, 0.2)
+TUNED_ON, TUNING = 64, 960
+"""Validation sessions that strengths are set on; the purpose of their draw."""
+_CHUNK = 64
+
+
+@dataclass
+class Tilted:
+    """Copycat tilted by a score that a session keeps."""
+
+    copycat: NeuralPolicy
+    score: dict[int, Tensor]
+    """(K,) by row of the log."""
+    strength: float
+
+    def start(self, row_B: Tensor) -> tuple[Mind, Tensor]:
+        """Read the logged history and look the scores up."""
+        return self.copycat.start(row_B), torch.stack([self.score[row] for row in row_B.tolist()])
+
+    def logits(self, state: tuple[Mind, Tensor]) -> Tensor:
+        """(B, K)."""
+        # Over all tracks or over the allowed ones: a softmax after the rules is the same.
+        return self.copycat.logits(state[0]) + self.strength * state[1]
+
+    def observe(self, state: tuple[Mind, Tensor], track_B: Tensor, feedback: Feedback) -> tuple[Mind, Tensor]:
+        """Copycat reads one more play."""
+        return self.copycat.observe(state[0], track_B, feedback), state[1]
+
+
+def rows(run: Run) -> list[Row]:
+    """Each policy's gain in utility, predicted and realised; Kendall's tau and the regret of the pick."""
+    config, data = run.config, open_data(run)
+    truth = run.parents["prepare"].folder / "truth"
+    if not truth.exists():
+        raise RunError("evaluate.study=choosing asks the platform what came true: it needs data=platform")
+    section = config.evaluate
+    sessions = choose_sessions(data, section.sessions, section.horizon, config.seed)
+    models = {role: world_model.load(run.parents[role].folder, data) for role in ("labeller", "judge")}
+    policies = tilted_policies(run, data, models["labeller"], sessions)
+    worlds: dict[str, Environment] = {
+        "predicted": ImaginedListeners(models["judge"], data, sessions.horizon),
+        "predicted_labeller": ImaginedListeners(models["labeller"], data, sessions.horizon),
+        "realised": load_truth(truth).environment(),
+    }
+    utility = Utility(UtilityConfig(), data.log.metadata.modes, _spread(run))
+    value_P = {
+        name: _values(roll_out(policies, world, data.rules(), sessions), utility, sessions)
+        for name, world in worlds.items()
+    }
+    return choice_rows(list(policies), value_P, sessions.user_B.numpy(), section.bootstrap, config.seed)
+
+
+def _values(found: dict[str, Rollouts], utility: Utility, sessions: Sessions) -> dict[str, Floats]:
+    """Sessions' outcomes (B, P) by signal."""
+    return {
+        "utility": np.stack([session_utility(r, utility, sessions.mode_B) for r in found.values()], 1),
+        "valence": np.stack([outcome(r, "valence") for r in found.values()], 1),
+    }
+
+
+def choice_rows(
+    names: list[str], value: dict[str, dict[str, Floats]], user_B: np.ndarray, draws: int, seed: int
+) -> list[Row]:
+    """Rows from outcomes (B, P) by way of knowing and signal; the first policy is Copycat."""
+    units = {"utility": "spreads of effects", "valence": "scale points"}
+    found = []
+    for signal, unit in units.items():
+        realised_BP = value["realised"][signal]
+        for section, by_signal in value.items():
+            value_BP = by_signal[signal]
+            for p, name in enumerate(names[1:], 1):
+                estimate = metrics.mean_interval(value_BP[:, p] - value_BP[:, 0], user_B, draws, seed)
+                found.append(Row(section, name, signal, "gain", "mean", "all", *estimate, unit))
+            if section == "realised":
+                continue
+            both_B = np.concatenate([value_BP, realised_BP, np.ones((len(user_B), 1))], 1)
+            sums_UC = metrics.user_sums(both_B, user_B)
+            for metric, statistic, of in (
+                ("kendall_tau", tau_of, "rank correlation"),
+                ("regret", regret_of, unit),
+            ):
+                estimate = metrics.user_bootstrap(sums_UC, statistic, len(user_B), draws, seed)
+                found.append(Row(section, "tilt:all", signal, metric, "mean", "all", *estimate, of))
+    return found
+
+
+def tau_of(sums: Floats) -> Floats:
+    """Kendall's tau-a of P policies from [..., (P predicted sums, P realised sums, count)]."""
+    predicted, realised = _halves(sums)
+    count = predicted.shape[-1]
+    agree = np.sign(predicted[..., :, None] - predicted[..., None, :]) * np.sign(
+        realised[..., :, None] - realised[..., None, :]
+    )
+    tau: Floats = agree.sum((-1, -2)) / (count * (count - 1))
+    return tau
+
+
+def regret_of(sums: Floats) -> Floats:
+    """What the best policy realises more than the one predicted best, 0 or more.
+
+    In a bootstrap draw the best is the best of the draw, so draws lie somewhat high.
+    """
+    predicted, realised = _halves(sums)
+    picked = np.take_along_axis(realised, predicted.argmax(-1)[..., None], -1)[..., 0]
+    regret: Floats = realised.max(-1) - picked
+    return regret
+
+
+def _halves(sums: Floats) -> tuple[Floats, Floats]:
+    half = sums.shape[-1] // 2
+    means = sums[..., :-1] / sums[..., -1:]
+    return means[..., :half], means[..., half:]
+
+
+def tilted_policies(
+    run: Run, data: SessionDataModule, labeller: WorldModel, sessions: Sessions
+) -> dict[str, Policy]:
+    """Copycat and its tilts, by name."""
+    copycat = NeuralPolicy(bc.load(run.parents["bc"].folder, data), data, sessions.horizon)
+    validation = data.rows(VALIDATION)
+    tuned_B = validation[uniform(run.config.seed, TUNING, validation).argsort()[:TUNED_ON]]
+    row_B = torch.cat([tuned_B, sessions.row_B])
+    parts = _parts(run, data, labeller, row_B, sessions.horizon)
+    policies: dict[str, Policy] = {"copycat": copycat}
+    none_BT = torch.zeros(len(tuned_B), 0, dtype=torch.int64)
+    allowed_BK = data.rules().allowed(data.flat.mode_S[tuned_B], none_BT)
+    log_q_BK = log_softmax_allowed(copycat.logits(copycat.start(tuned_B)), allowed_BK)
+    for direction, weights in DIRECTIONS.items():
+        score_BK = torch.stack([weight * parts[name] for name, weight in weights.items()]).sum(0)
+        by_row = dict(zip(row_B.tolist(), score_BK, strict=True))
+        for kl in KLS:
+            strength = strength_for(kl, log_q_BK, score_BK[: len(tuned_B)])
+            policies[f"tilt:{direction}_{kl}"] = Tilted(copycat, by_row, strength)
+    return policies
+
+
+def strength_for(kl: float, log_q_BK: Tensor, score_BK: Tensor) -> float:
+    """The strength at which the mean KL(tilted || q) is `kl` nats, by bisection on a log scale."""
+    low, high = 1e-4, 1e4
+    for _ in range(40):
+        middle = (low * high) ** 0.5
+        log_p_BK = (log_q_BK + middle * score_BK).log_softmax(-1)
+        far = float(kl_divergence(log_p_BK, log_q_BK).mean()) > kl
+        low, high = (low, middle) if far else (middle, high)
+    return low
+
+
+@torch.inference_mode()
+def _parts(
+    run: Run, data: SessionDataModule, labeller: WorldModel, row_B: Tensor, horizon: int
+) -> dict[str, Tensor]:
+    """What tilts are made of, (B, K) each: the labeller's utility of each signal alone; log popularity."""
+    utility = {
+        name: Utility(_only(run.config.utility, name), data.log.metadata.modes, _spread(run))
+        for name in ("valence", "arousal", "rating")
+    }
+    found: dict[str, list[Tensor]] = {name: [] for name in utility}
+    members = labeller.eval().ensemble
+    readers = [HistoryReader(member.encoder, data, horizon) for member in members]
+    tables = [member.candidates() for member in members]
+    for index_B in row_B.split(_CHUNK):
+        minds = [reader.start(index_B) for reader in readers]
+        params = [
+            member.score(mind.h_BD, table, list(utility))
+            for member, mind, table in zip(members, minds, tables, strict=True)
+        ]
+        for name, each in utility.items():
+            totals = [
+                each(member.kinds, p, minds[0].mode_B) for member, p in zip(members, params, strict=True)
+            ]
+            found[name].append(torch.stack(totals).mean(0))
+    popularity_K = (data.plays(TRAIN) + run.config.bc.popularity_smoothing).log()
+    parts = {name: torch.cat(chunks) for name, chunks in found.items()}
+    return parts | {"popularity": popularity_K.expand(len(row_B), -1)}
+
+
+def _only(config: UtilityConfig, signal: str) -> UtilityConfig:
+    """The utility of one signal, in the directions of its modes."""
+    nothing = dict.fromkeys(vars(WeightsConfig()), 0.0)
+    return replace(config, weights=WeightsConfig(**{**nothing, signal: 1.0}))
+
+
+def _spread(run: Run) -> dict[str, float]:
+    found: dict[str, float] = read_json(run.parents["preferences"].folder / "summary.json")["effect_spread"]
+    return found
