@@ -17,14 +17,14 @@ from torch import Tensor
 from amrs import metrics
 from amrs.config.groups import UtilityConfig, WeightsConfig
 from amrs.data import SessionDataModule
-from amrs.listeners import HistoryReader, ImaginedListeners, Mind
+from amrs.listeners import ImaginedListeners, Mind
 from amrs.losses import kl_divergence
 from amrs.metrics.fidelity import Floats
 from amrs.models.world_model import WorldModel
 from amrs.noise import uniform
 from amrs.outcomes import Sessions, choose_sessions, outcome, roll_out, session_utility
 from amrs.platform import load_truth
-from amrs.policies import NeuralPolicy
+from amrs.policies import NeuralPolicy, Scorer
 from amrs.report import Row
 from amrs.rollout import Environment, Feedback, Policy, Rollouts
 from amrs.rules import log_softmax_allowed
@@ -186,33 +186,18 @@ def strength_for(kl: float, log_q_BK: Tensor, score_BK: Tensor) -> float:
     return low
 
 
-@torch.inference_mode()
 def _parts(
     run: Run, data: SessionDataModule, labeller: WorldModel, row_B: Tensor, horizon: int
 ) -> dict[str, Tensor]:
     """What tilts are made of, (B, K) each: the labeller's utility of each signal alone; log popularity."""
-    utility = {
-        name: Utility(_only(run.config.utility, name), data.log.metadata.modes, _spread(run))
-        for name in ("valence", "arousal", "rating")
-    }
-    found: dict[str, list[Tensor]] = {name: [] for name in utility}
-    members = labeller.eval().ensemble
-    readers = [HistoryReader(member.encoder, data, horizon) for member in members]
-    tables = [member.candidates() for member in members]
-    for index_B in row_B.split(_CHUNK):
-        minds = [reader.start(index_B) for reader in readers]
-        params = [
-            member.score(mind.h_BD, table, list(utility))
-            for member, mind, table in zip(members, minds, tables, strict=True)
-        ]
-        for name, each in utility.items():
-            totals = [
-                each(member.kinds, p, minds[0].mode_B) for member, p in zip(members, params, strict=True)
-            ]
-            found[name].append(torch.stack(totals).mean(0))
     popularity_K = (data.plays(TRAIN) + run.config.bc.popularity_smoothing).log()
-    parts = {name: torch.cat(chunks) for name, chunks in found.items()}
-    return parts | {"popularity": popularity_K.expand(len(row_B), -1)}
+    found = {"popularity": popularity_K.expand(len(row_B), -1)}
+    for signal in ("valence", "arousal", "rating"):
+        utility = Utility(_only(run.config.utility, signal), data.log.metadata.modes, _spread(run))
+        scorer = Scorer(labeller, utility, data, horizon)
+        chunks = [scorer.utility_of_all(scorer.start(index_B)) for index_B in row_B.split(_CHUNK)]
+        found[signal] = torch.cat(chunks)
+    return found
 
 
 def _only(config: UtilityConfig, signal: str) -> UtilityConfig:
