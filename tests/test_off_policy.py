@@ -1,9 +1,20 @@
 """Off-policy estimates: a two-step toy worked by hand, exactness, intervals, and what is withheld."""
 
+import csv
+import itertools
+from collections import Counter
+from pathlib import Path
+from subprocess import CompletedProcess
+
 import numpy as np
 import pytest
+import torch
+from situnes_raw import RAW, needs_situnes
+from tiny_logs import world_model
 
+from amrs.config.data import SplitConfig
 from amrs.config.stages import OffPolicyConfig
+from amrs.data import SessionDataModule
 from amrs.off_policy import (
     Support,
     doubly_robust,
@@ -17,6 +28,11 @@ from amrs.off_policy import (
     studentised,
     support,
 )
+from amrs.platform import load_truth
+from amrs.propensities import ask, expected, logged_plays
+from amrs.report import load
+from amrs.report.words import off_policy_findings
+from amrs.splits import TEST
 
 # Two plays of a or b, logged with probability 1/2 each: every session once, so sums are expectations.
 SESSIONS = ("aa", "ab", "ba", "bb")
@@ -138,3 +154,71 @@ def test_studentised_intervals_of_a_weighted_mean_cover() -> None:
         assert found.low is not None and found.high is not None
         hits.append(found.low <= 0.5 <= found.high)
     assert 0.92 <= np.mean(hits) <= 0.98
+
+
+@pytest.fixture(scope="module")
+def platform_run(evaluated: tuple[Path, CompletedProcess[str]]) -> tuple[SessionDataModule, Path]:
+    """Data and prepare folder of the small finished run."""
+    (folder,) = (path.parent for path in (evaluated[0] / "prepare").glob("*/truth"))
+    return SessionDataModule(folder / "log", SplitConfig(), 64), folder
+
+
+def test_production_asked_again_gives_the_logged_propensities(
+    platform_run: tuple[SessionDataModule, Path],
+) -> None:
+    data, folder = platform_run
+    logged = logged_plays(data, data.rows(TEST))
+    found = ask(load_truth(folder / "truth").production(), data, logged, choices=2, seed=0)
+    played = logged.track_ST >= 0
+    torch.testing.assert_close(found.log_p_ST[played], logged.log_propensity_ST[played], rtol=0, atol=1e-3)
+    assert found.log_p_ST[~played].isnan().all()
+    # Its own choices are tracks that the mode allows and that the session has not had.
+    allowed = data.rules().allowed(data.flat.mode_S[logged.row_S], logged.track_ST[:, :2])
+    assert allowed.gather(1, found.choice_STC[:, 2].clamp(min=0))[played[:, 2]].all()
+
+
+def test_the_judge_is_asked_with_nothing_of_the_play_and_what_follows(
+    platform_run: tuple[SessionDataModule, Path],
+) -> None:
+    data, _ = platform_run
+    model = world_model(data)
+    logged = logged_plays(data, data.rows(TEST)[:3])
+    before = expected(model, data, logged, logged.track_ST[..., None])
+    step = 2
+    changed = [column.clone() for column in logged.feedback[:2]]
+    for column in changed:
+        column[:, step:] = 1 - column[:, step:].nan_to_num(0.0)
+    later = logged._replace(feedback=logged.feedback._replace(engagement_B=changed[0], rating_B=changed[1]))
+    after = expected(model, data, later, logged.track_ST[..., None])
+    for name in before:
+        torch.testing.assert_close(before[name][0][:, : step + 1], after[name][0][:, : step + 1])
+        assert not torch.allclose(before[name][0][:, step + 1 :], after[name][0][:, step + 1 :])
+
+
+def test_six_test_users_are_too_few_to_tell_and_the_report_says_so(
+    evaluated: tuple[Path, CompletedProcess[str]],
+) -> None:
+    report = load(Path(evaluated[1].stdout.splitlines()[-1]))
+    rows = report.find(section="off_policy")
+    assert {row.subject for row in rows} == {"production", "copycat", "random", "popularity", "greedy", "dpo"}
+    assert {row.metric for row in rows} == {"ess", "withheld"}
+    assert all(row.value == 1 for row in rows if row.metric == "withheld")
+    assert {finding.tag for finding in off_policy_findings(report)} == {"cannot tell"}
+
+
+@needs_situnes
+def test_situnes_arms_hardly_overlap_so_none_tells_of_another() -> None:
+    with (RAW / "Stage2" / "interactions.csv").open(newline="") as file:
+        plays = [row for row in csv.DictReader(file) if row["rec_type"]]
+    arms = {name: [row for row in plays if row["rec_type"] == name] for name in ("WD", "GCN", "Rand")}
+    share = {
+        name: {item: count / len(rows) for item, count in Counter(row["item_id"] for row in rows).items()}
+        for name, rows in arms.items()
+    }
+    for target, logging in itertools.permutations(arms, 2):
+        ratio_S1 = np.array([[share[target].get(row["item_id"], 0.0) / share[logging][row["item_id"]]]
+                             for row in arms[logging]])  # fmt: skip
+        with np.errstate(divide="ignore"):
+            weight_S1 = importance_weights(np.log(ratio_S1))
+        users = [row["user_id"] for row in arms[logging]]
+        assert support(weight_S1, np.ones_like(weight_S1), users).too_small(OffPolicyConfig())

@@ -32,7 +32,8 @@ def test_evaluate_from_nothing_makes_every_parent(evaluated: Done) -> None:
 def test_report_holds_every_section_with_unique_finite_rows(evaluated: Done) -> None:
     report = json.loads((folders(evaluated[0], "evaluate")[0] / "report.json").read_text())
     rows = pd.DataFrame(report["rows"])
-    assert {"fidelity", "predicted", "predicted_labeller", "realised", "diversity"} == set(rows["section"])
+    sections = {"fidelity", "predicted", "predicted_labeller", "realised", "diversity", "off_policy"}
+    assert sections == set(rows["section"])
     keys = ["section", "subject", "signal", "metric", "split", "group"]
     assert not rows.duplicated(keys).any() and rows["value"].notna().all()
     gains = rows[(rows["section"] == "realised") & (rows["metric"] == "gain") & (rows["group"] == "all")]

@@ -63,6 +63,7 @@ def render(report: Report) -> str:
 def _findings(report: Report) -> list[tuple[str, list[words.Finding]]]:
     groups = [
         ("Does DPO leave listeners better off than Copycat?", words.gain_findings(report)),
+        ("What do the logs themselves say of DPO?", words.off_policy_findings(report)),
         ("Can the world model be believed?", words.model_findings(report)),
         ("Does everyone get the same few tracks?", words.diversity_findings(report)),
     ]
@@ -86,6 +87,7 @@ def _chapters(report: Report) -> list[Chapter]:
             (_GROUPS, figures.group_panels(report), tables.gain_groups(report)),
             (_PLANE, figures.plane_panels(report), tables.diversity_table(report)),
             ("", [], tables.mean_table(report)),
+            (_OFF_POLICY, [], tables.off_policy_table(report)),
         )),
         Chapter("truth", "Do predicted gains come true?", _TRUTH,
                 _parts((_DIAGONAL, figures.truth_panels(report), None, "ways"))),
@@ -168,6 +170,13 @@ _PLANE = (
     "What a gain costs. KL measures how far a policy moved from Copycat; the effective number of tracks is "
     "exp(entropy) of everything it recommended. A good policy gains upwards without moving far right in "
     "the first panel or far left in the second."
+)
+_OFF_POLICY = (
+    "Off-policy estimates need no model of the listener: they weigh logged sessions by how much likelier the "
+    "policy would have made their tracks. Where few sessions carry the weight, nothing is told. Reports that "
+    "were not given are not made up: the figures are of the reports that would be given. With propensities "
+    "estimated by Copycat they speak of production tilted as the policy tilts Copycat, and inherit what "
+    "Copycat gets wrong."
 )
 _TRUTH = (
     "On the synthetic platform the truth is known, so the judge's and the labeller's predictions can be "

@@ -139,6 +139,28 @@ def diversity_table(report: Report) -> Table | None:
     )
 
 
+def off_policy_table(report: Report) -> Table | None:
+    """What the log says of each policy, by signal and by the propensities it rests on."""
+    propensities = {"all": "", "propensities:copycat": "by Copycat"}
+    rows = []
+    for signal in ("valence", "arousal", "engagement", "rating"):
+        for name in subjects(report, "off_policy", POLICIES):
+            for group, words in propensities.items():
+                keys: dict[str, str | int] = {
+                    "section": "off_policy", "subject": name, "signal": signal, "group": group,
+                }  # fmt: skip
+                size = report.one(**keys, metric="ess")
+                if size is None:
+                    continue
+                told = [report.one(**keys, metric=m) for m in ("mean", "gain_over_production", "gain")]
+                cells = [_cell(row) for row in told] if told[0] else [Cell("cannot tell"), Cell(""), Cell("")]
+                rows.append([Cell(label(signal)), Cell(label(name)), Cell(words), *cells, _cell(size),
+                             Cell(f"{size.n:,}")])  # fmt: skip
+    header = ["Signal", "Policy", "Propensities", "Mean", "Gain over production", "Gain over Copycat",
+              "Effective sessions", "n"]  # fmt: skip
+    return Table("What the log itself says of each policy", header, rows, heads=3) if rows else None
+
+
 def lead_section(report: Report) -> str:
     """Realised where the truth is known, else the judge's prediction."""
     return next((name for name in GAIN_SECTIONS if report.find(section=name)), GAIN_SECTIONS[0])

@@ -15,7 +15,11 @@ LABELS = {
     "random": "Random", "popularity": "Popularity", "production": "Production", "copycat": "Copycat",
     "greedy": "Greedy", "boltzmann": "Boltzmann", "soft_boltzmann": "Soft-Q Boltzmann",
     "best_of_n": "Best of N", "dpo": "DPO", "realised": "Realised", "predicted": "Predicted by the judge",
-    "predicted_labeller": "Predicted by the labeller", "r2": "R2", "mae": "MAE", "auroc": "AUROC",
+    "predicted_labeller": "Predicted by the labeller", "predicted_same_log": "Predicted on the same log",
+    "ess": "Effective sessions", "corrected_gain": "Gain corrected by the uplift slope (90 %)",
+    "predicted_over_realised": "Predicted over realised", "kendall_tau": "Kendall's tau",
+    "gain_over_production": "Gain over production", "tilt": "Tilt",
+    "r2": "R2", "mae": "MAE", "auroc": "AUROC",
     "ece": "ECE", "crps": "CRPS", "coverage_50": "Coverage of 50 %", "coverage_80": "Coverage of 80 %",
     "coverage_95": "Coverage of 95 %", "catalogue_coverage": "Catalogue coverage",
     "entropy": "Entropy (normalised)", "effective_tracks": "Effective tracks",
@@ -31,7 +35,7 @@ GAIN_SECTIONS = ("realised", "predicted", "predicted_labeller")
 MAIN_FIT = (("valence", "r2"), ("arousal", "r2"), ("engagement", "r2"), ("rating", "auroc"))
 """The figure by which each signal's predictions are first judged."""
 _SIGNED = {"gain", "gain_sd", "gain_over_production"}
-_DECIMALS = {"effective_tracks": 0, "novelty": 2, "gain": 4, "gain_over_production": 4}
+_DECIMALS = {"effective_tracks": 0, "ess": 0, "novelty": 2, "gain": 4, "gain_over_production": 4}
 
 
 class Finding(NamedTuple):
@@ -134,6 +138,25 @@ def gain_sentence(report: Report, subject: str = "dpo") -> str:
     parts = [f"{tag} in {' and '.join(by_tag[tag])}" for tag in
              ("better", "worse", "cannot tell", "no interval") if tag in by_tag]  # fmt: skip
     return f"{source}, {label(subject)} against Copycat: {'; '.join(parts)}."
+
+
+def off_policy_findings(report: Report, subject: str = "dpo") -> list[Finding]:
+    """What the log itself says of a policy's gain over what logged it, or that it cannot tell, and why."""
+    found = []
+    for signal in ("valence", "arousal", "engagement", "rating"):
+        keys: dict[str, str | int] = {"section": "off_policy", "subject": subject, "signal": signal}
+        size = report.one(**keys, metric="ess")
+        if size is None:
+            continue
+        gain = report.one(**keys, metric="gain_over_production")
+        support = f"{number(size.value, 'ess')} effective sessions of {size.n:,}"
+        if gain is None:
+            text = f"Withheld: {support} are too few, or too few of their users, for an interval to hold."
+            found.append(Finding(label(signal), "cannot tell", text))
+        else:
+            text = f"Gain over production {cell(gain)}, from {support}."
+            found.append(Finding(label(signal), direction(gain), text))
+    return found
 
 
 def model_findings(report: Report) -> list[Finding]:
