@@ -59,10 +59,11 @@ def logged_plays(data: SessionDataModule, row_S: Tensor) -> LoggedPlays:
     def plays(name: str) -> Tensor:
         return torch.from_numpy(log.play_N[name])[play_ST].where(inside_ST, torch.nan)
 
-    reward = {name: plays(name) for name in ("engagement", "rating") if name in data.log.metadata.signals}
+    signals = data.log.metadata.signals
+    reward: dict[str, Tensor] = {name: plays(name) for name in ("engagement", "rating") if name in signals}
     last_ST = inside_ST & (t_T == length_S[:, None] - 1)
     for column, name in enumerate(("valence", "arousal")):
-        if name in data.log.metadata.signals:
+        if name in signals:
             reward[name] = data.flat.report_S2[row_S, column, None].where(last_ST, torch.nan)
     track_ST = torch.from_numpy(log.track_N)[play_ST].where(inside_ST, -1)
     feedback = Feedback(plays("engagement"), plays("rating"), torch.zeros_like(inside_ST))
@@ -153,4 +154,5 @@ def _feedback(logged: LoggedPlays, index: Tensor, t: int) -> Feedback:
 
 
 def _batches(logged: LoggedPlays) -> tuple[Tensor, ...]:
-    return torch.arange(len(logged.row_S)).split(_BATCH)
+    batches: tuple[Tensor, ...] = torch.arange(len(logged.row_S)).split(_BATCH)
+    return batches

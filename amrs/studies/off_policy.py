@@ -25,6 +25,7 @@ from amrs.config.stages import OffPolicyConfig
 from amrs.metrics.fidelity import Floats
 from amrs.noise import normal
 from amrs.off_policy import (
+    Support,
     doubly_robust,
     gain,
     given,
@@ -314,7 +315,7 @@ def _coverage(mine: list[dict[str, Any]], subject: str, signal: str, config: Off
 
 
 def _withheld(line: dict[str, Any], config: OffPolicyConfig) -> bool:
-    return line["sessions"] < config.least_sessions or line["users"] < config.least_users
+    return Support(line["sessions"], line["users"]).too_small(config)
 
 
 def _no_history(row_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
