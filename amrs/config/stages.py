@@ -201,7 +201,7 @@ class OffPolicyConfig:
     clip: float | None = None
     """Largest weight of a session, 1 or more, or null: clipping buys less variance with a bias toward the
     policy that logged."""
-    least_sessions: float = 50.0
+    least_sessions: float = 75.0
     """Effective sessions below which the answer is "cannot tell", above 0."""
     least_users: float = 20.0
     """Effective users below which the answer is "cannot tell", above 0."""
