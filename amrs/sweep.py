@@ -55,6 +55,8 @@ class Sweep:
         if (self.folder / "sweep.json").exists():
             self.runs = json.loads((self.folder / "sweep.json").read_text())["runs"]
         self.under_way: dict[str, subprocess.Popen[bytes]] = {}
+        self.partial: dict[str, Path] = {}
+        """Where each run's folder is while it is under way."""
 
     def command(self, arguments: dict[str, Any]) -> list[str]:
         """The file's command with these arguments, its macros filled in as `wandb agent` does it."""
@@ -77,6 +79,10 @@ class Sweep:
     def start(self, run: dict[str, Any], threads: int) -> None:
         """Start a run's command; what it prints goes to <folder>/<name>.log."""
         print(f"{run['name']}: {' '.join(f'{k}={v}' for k, v in run['arguments'].items())}", flush=True)
+        try:
+            self.partial[run["name"]] = plan(load(self.settings(run["arguments"])))[-1].partial
+        except (ConfigError, RunError):  # the command is refused, too, and says why in its log
+            self.partial[run["name"]] = self.folder / run["name"]
         environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
         with (self.folder / f"{run['name']}.log").open("wb") as log, \
                 (self.folder / f"{run['name']}.out").open("wb") as out:  # fmt: skip
@@ -91,7 +97,7 @@ class Sweep:
         status = self.under_way[run["name"]].poll()
         before = len(run["history"])
         if status is None:
-            run["history"] = history(self.partial(run), self.metric)
+            run["history"] = history(self.partial[run["name"]], self.metric)
             return len(run["history"]) > before
         del self.under_way[run["name"]]
         run["state"] = "finished" if status == 0 else "failed"
@@ -102,10 +108,6 @@ class Sweep:
         self.save()
         print(f"{run['name']}: {self.say(run)}", flush=True)
         return True
-
-    def partial(self, run: dict[str, Any]) -> Path:
-        """Where the run's folder is while it is under way."""
-        return plan(load(self.settings(run["arguments"])))[-1].partial
 
     def say(self, run: dict[str, Any]) -> str:
         """How a run ended."""
@@ -203,9 +205,17 @@ def history(folder: Path, metric: str) -> list[dict[str, float]]:
     for name in ("metrics.before.csv", "metrics.csv"):  # the former while a resumed run is under way
         if (folder / name).is_file():
             with (folder / name).open(newline="") as file:
-                texts = [line.get(metric) for line in csv.DictReader(file)]
-            found += [{metric: float(text)} for text in texts if text and math.isfinite(float(text))]
+                values = [_number(line.get(metric)) for line in csv.DictReader(file)]
+            found += [{metric: value} for value in values if math.isfinite(value)]
     return found
+
+
+def _number(text: str | None) -> float:
+    """NaN where there is none: of a file that is being written, the last line may be half a line."""
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return math.nan
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -303,3 +303,18 @@ def test_whitening_ends_the_rule_of_one_large_direction() -> None:
     rejected = torch.tensor([0])
     assert nearest_tracks(embedding_KE, rejected, 1).item() == 1
     assert nearest_tracks(white_KE, rejected, 1).item() == 2
+
+
+def test_weights_as_the_published_file_names_them_give_the_same_vectors(mert: Path, tmp_path: Path) -> None:
+    state = Mert(mert, None, "mean").model.state_dict()
+    old = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    renamed = dict(state)
+    for new_name, old_name in old.items():
+        for key in [key for key in state if key.endswith(new_name)]:
+            renamed[key.replace(new_name, old_name)] = renamed.pop(key)
+    assert renamed.keys() != state.keys()
+    torch.save(renamed, tmp_path / "pytorch_model.bin")
+    for name in ("config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_bytes((mert / name).read_bytes())
+    samples = torch.from_numpy(tone(1))[None]
+    assert torch.equal(Mert(tmp_path, None, "mean")(samples), Mert(mert, None, "mean")(samples))

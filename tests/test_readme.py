@@ -64,7 +64,7 @@ def paths(text: str) -> Iterator[str]:
     for target in re.findall(r"\]\(([^)#]+)\)", prose):
         if "://" not in target:
             yield target
-    known = r"(?:amrs|configs|tests|examples|benchmarks|requirements)"
+    known = r"(?:amrs|configs|tests|examples|benchmarks|requirements|sweeps)"
     yield from re.findall(rf"`({known}/[\w./]*)`", prose)
 
 

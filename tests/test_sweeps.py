@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -204,9 +205,10 @@ def test_count_is_the_total_over_restarts(tmp_path: Path) -> None:
 
 
 def test_a_failed_run_is_recorded_and_the_sweep_goes_on(tmp_path: Path) -> None:
-    file = write_file(tmp_path, parameters={"seed": {"values": [666, 1]}})
-    assert sweeps.main([str(file)]) == 0
-    assert [run["state"] for run in state(tmp_path)] == ["failed", "finished"]
+    for parameters in ({"seed": {"values": [666, 1]}}, {"dpo.beta": {"values": [-1.0, 1.0]}}):
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+        assert sweeps.main([str(write_file(tmp_path, parameters=parameters))]) == 0
+        assert [run["state"] for run in state(tmp_path)] == ["failed", "finished"]
 
 
 def test_a_sweep_whose_runs_all_fail_ends_non_zero(
