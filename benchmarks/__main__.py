@@ -1,0 +1,116 @@
+"""Measure speed on the machine at hand, each figure next to its bound.
+
+    python -m benchmarks [item ...]
+
+Without items: all but the long ones. One process an item, pinned to one thread. Writes
+benchmarks/results/<processor>.json (items that were not measured keep their rows) and prints a table.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.timing import Row
+
+RESULTS = Path(__file__).parent / "results"
+ITEMS = {
+    "rectools_sasrec": ("training", "peer"),
+    "world_model_train": ("training", "world_model_train"),
+    "copycat_train": ("training", "copycat_train"),
+    "dpo_train": ("training", "dpo_train"),
+    "closed_loop_64": ("rollouts", "closed_loop_64"),
+    "closed_loop_1024": ("rollouts", "closed_loop_1024"),
+    "score_6k": ("rollouts", "score_6k"),
+    "score_100k": ("rollouts", "score_100k"),
+    "score_1m": ("rollouts", "score_1m"),
+    "batches_1m": ("logs", "batches_1m"),
+    "prepare_csv": ("logs", "prepare_csv"),
+    "prepare_parquet": ("logs", "prepare_parquet"),
+    "first_step": ("startup", "first_step"),
+}
+"""Item to its module and function."""
+LONG = {"batches_100m": ("logs", "batches_100m")}
+"""Only when named."""
+_PEER, _TRAINED = "rectools_sasrec", ("world_model_train", "world_model_train_5", "copycat_train")
+
+
+def processor() -> str:
+    """Name of the CPU model."""
+    found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    return found.group(1).strip() if found else "unknown"
+
+
+def measure(item: str) -> None:
+    """Measure one item in this process and print its rows as JSON."""
+    from importlib import import_module
+
+    from benchmarks.reference import one_thread
+
+    one_thread()
+    module, function = {**ITEMS, **LONG}[item]
+    work: Callable[[], list[Row]] = getattr(import_module(f"benchmarks.{module}"), function)
+    print(json.dumps([row.as_json() for row in work()]))
+
+
+def _in_own_process(item: str) -> list[dict[str, Any]]:
+    threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    command = [sys.executable, "-m", "benchmarks", "--measure", item]
+    done = subprocess.run(
+        command, env={**os.environ, **threads}, stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        return [{"name": item, "note": f"failed with exit status {done.returncode}"}]
+    rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return rows
+
+
+def _beside_peer(rows: dict[str, dict[str, Any]]) -> None:
+    """Fill of_peer, once the peer has been measured."""
+    speed = rows.get(_PEER, {}).get("cpu")
+    for name in _TRAINED:
+        if speed and name in rows and "cpu" in rows[name]:
+            rows[name]["of_peer"] = float(f"{rows[name]['cpu'] / speed:.4g}")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as text."""
+    lines = [f"{'':20}{'unit':>11}{'per CPU-s':>12}{'per s':>12}{'of bound':>10}{'of peer':>9}"]
+    for row in rows:
+        figures = [row.get(key) for key in ("cpu", "wall", "of_bound", "of_peer")]
+        shown = ["-" if f is None else f"{f:,.0f}" if f >= 1000 else f"{f:.3g}" for f in figures]
+        lines.append(
+            f"{row['name']:20}{row.get('unit', ''):>11}{shown[0]:>12}{shown[1]:>12}{shown[2]:>10}{shown[3]:>9}"
+        )
+        lines.append(f"    {row.get('note', '')}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> int:
+    """Measure the items and write the results."""
+    unknown = [item for item in arguments if item not in {**ITEMS, **LONG}]
+    if unknown:
+        allowed = ", ".join({**ITEMS, **LONG})
+        print(f"benchmarks: no item {', '.join(unknown)}; allowed: {allowed}", file=sys.stderr)
+        return 2
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / (re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-") + ".json")
+    rows = {row["name"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
+    for item in arguments or ITEMS:
+        print(f"benchmarks: {item}", file=sys.stderr)
+        rows |= {row["name"]: row for row in _in_own_process(item)}
+        _beside_peer(rows)
+        path.write_text(json.dumps({"processor": processor(), "rows": list(rows.values())}, indent=1) + "\n")
+    print(table(list(rows.values())))
+    return 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--measure"]:
+        measure(sys.argv[2])
+    else:
+        sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,145 @@
+"""Logs: batches from the mapped log, and raw tables to a validated log.
+
+Shape suffix: N tokens of the whole log.
+"""
+
+import resource
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+import torch
+import yaml
+
+from amrs.batches import StepBatches
+from amrs.config.data import DataConfig
+from amrs.importers.table import importer
+from amrs.schema import read_log
+from amrs.splits import TRAIN
+from benchmarks.reference import BATCH, MODEL, ROOT, data, platform_log
+from benchmarks.timing import Row, row, speed
+
+USERS_1M = 10_000
+"""About a million plays and session starts."""
+
+
+def _anonymous() -> float:
+    """Anonymous memory of this process in GiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 2**20
+
+
+def _batches(name: str, users: int) -> list[Row]:
+    before = _anonymous()
+    log = data(platform_log(users))
+    held = _anonymous() - before
+    units, collate = log._units(TRAIN)
+    stream = iter(StepBatches(units, BATCH, 0, collate))
+    first = next(stream)
+    width = sum(x.numel() * x.element_size() for x in first if x.ndim > 1) // first.valid_BL.sum()
+    source = torch.zeros(int(first.valid_BL.sum()) * 8, int(width), dtype=torch.uint8)
+    target = torch.empty_like(source)
+
+    def run() -> float:
+        return float(sum(int(next(stream).valid_BL.sum()) for _ in range(8)))
+
+    def bound() -> float:
+        target.copy_(source)
+        return float(len(source))
+
+    ours, copy = speed(run, bound)
+    note = (
+        f"{len(log.flat.track_N):,} tokens, windows of {MODEL.history}, batch {BATCH}, {int(width)} bytes a token; "
+        f"the open log holds {held:.2f} GiB of anonymous memory; bound: a copy of the same bytes"
+    )
+    return [row(name, "events", ours, copy, note)]
+
+
+def batches_1m() -> list[Row]:
+    """A log of a million events."""
+    return _batches("batches_1m", USERS_1M)
+
+
+def batches_100m() -> list[Row]:
+    """A hundred million; making the log takes an hour and the disk 20 GB."""
+    return _batches("batches_100m", 100 * USERS_1M)
+
+
+def _raw(kind: str) -> Path:
+    """The million events as raw tables with a column map."""
+    folder = ROOT / f"raw-{kind}"
+    if (folder / "map.yaml").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    log = read_log(platform_log(USERS_1M))
+    sessions = log.sessions.with_format("arrow")[:].combine_chunks()
+    catalogue = log.catalogue.with_format("arrow")[:].select(["track_id", "embedding"])
+    parent_N = pc.list_parent_indices(sessions["track_id"].combine_chunks())
+    position_N = np.arange(len(parent_N)) - np.searchsorted(parent_N.to_numpy(), parent_N.to_numpy())
+    plays = {name: pc.list_flatten(sessions[name]) for name in ("track_id", "engagement", "rating")}
+    events = pa.table({"session_id": sessions["session_id"].take(parent_N), "position": position_N, **plays})
+    shuffled = events.take(pa.array(np.random.default_rng(0).permutation(len(events))))
+    names = ["session_id", "user_id", "started_at", "ended_at", "pre_valence", "post_valence"]
+    flat = pa.table({"track_id": catalogue["track_id"]})
+    vectors = np.stack(catalogue["embedding"].to_numpy())
+    for column in range(vectors.shape[1]):
+        flat = flat.append_column(f"vec_{column}", pa.array(vectors[:, column]))
+    for part, table in (("events", shuffled), ("sessions", sessions.select(names)), ("catalogue", flat)):
+        path = str(folder / f"{part}.{kind}")
+        (pa.csv.write_csv if kind == "csv" else pa.parquet.write_table)(table, path)
+    columns = {
+        "sessions": {name: name for name in names}, "events": {name: name for name in events.column_names},
+        "catalogue": {"track_id": "track_id", "embedding": {"prefix": "vec_"}},
+    }  # fmt: skip
+    top = {part: {"file": f"{part}.{kind}", "columns": of} for part, of in columns.items()}
+    (folder / "map.yaml").write_text(yaml.safe_dump({"name": "bench", "embedding_is": "synthetic", **top}))
+    return folder
+
+
+def _prepare(kind: str) -> list[Row]:
+    folder = _raw(kind)
+    files = {part: folder / f"{part}.{kind}" for part in ("events", "sessions", "catalogue")}
+    count = float(len(read_log(platform_log(USERS_1M)).sessions))
+    scratch = Path(tempfile.mkdtemp(dir=ROOT))
+
+    def run() -> float:
+        importer(DataConfig(name="table", raw_dir=str(folder)), scratch / "new")
+        shutil.rmtree(scratch / "new")
+        return events
+
+    def csv_bound() -> float:
+        for path in files.values():
+            pa.csv.read_csv(path)
+        return events
+
+    def parquet_bound() -> float:
+        tables = {part: pa.parquet.read_table(path) for part, path in files.items()}
+        keys = [("session_id", "ascending"), ("position", "ascending")]
+        tables["events"] = tables["events"].sort_by(keys)
+        for part, table in tables.items():
+            pa.parquet.write_table(table, scratch / f"{part}.parquet")
+        return events
+
+    events = float(pa.parquet.read_metadata(files["events"]).num_rows) if kind == "parquet" else 0.0
+    events = events or float(len(pa.csv.read_csv(files["events"])))
+    ours, bound = speed(run, csv_bound if kind == "csv" else parquet_bound, seconds=0.0)
+    shutil.rmtree(scratch)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    of = "pyarrow reads it" if kind == "csv" else "pyarrow reads, sorts and writes it"
+    note = f"{events:,.0f} events in random order, {count:,.0f} sessions; peak {peak:.2f} GiB; bound: {of}"
+    return [row(f"prepare_{kind}", "events", ours, bound, note)]
+
+
+def prepare_csv() -> list[Row]:
+    """CSV tables to a validated log."""
+    return _prepare("csv")
+
+
+def prepare_parquet() -> list[Row]:
+    """Parquet tables to a validated log."""
+    return _prepare("parquet")

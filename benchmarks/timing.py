@@ -1,0 +1,89 @@
+"""Work per CPU-second and per wall second: median of five with the range."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+REPEATS = 5
+
+
+@dataclass
+class Row:
+    """One line of the results; a figure that was not measured is None and left out of the file."""
+
+    name: str
+    unit: str
+    cpu: float | None = None
+    """Work per CPU-second (for unit s: CPU-seconds)."""
+    wall: float | None = None
+    """Work per wall second (for unit s: seconds)."""
+    of_bound: float | None = None
+    """Our speed over the bound's; larger is better."""
+    of_peer: float | None = None
+    """Our speed over RecTools SASRec's."""
+    note: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Without what was not measured; four significant digits."""
+        given = {key: value for key, value in asdict(self).items() if value is not None and value != ""}
+        return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in given.items()}
+
+
+@dataclass
+class Speed:
+    """Rates of the repeats, in work per second."""
+
+    cpu: list[float]
+    wall: list[float]
+
+    @property
+    def median(self) -> tuple[float, float]:
+        """Per CPU-second and per wall second."""
+        return statistics.median(self.cpu), statistics.median(self.wall)
+
+    @property
+    def range(self) -> str:
+        """For the note."""
+        return f"{min(self.cpu):,.4g} to {max(self.cpu):,.4g} per CPU-s"
+
+
+class Clock:
+    """CPU and wall time since it was made."""
+
+    def __init__(self) -> None:
+        self.cpu, self.wall = time.process_time(), time.perf_counter()
+
+    def rates(self, work: float) -> tuple[float, float]:
+        """Work per CPU-second and wall second."""
+        cpu, wall = time.process_time() - self.cpu, time.perf_counter() - self.wall
+        return work / max(cpu, 1e-9), work / max(wall, 1e-9)
+
+
+def speed(*works: Callable[[], float], seconds: float = 0.3) -> list[Speed]:
+    """Speeds of several pieces of work, taken in turns so that a drifting machine treats them alike.
+
+    Each call returns how much it did; it is repeated until `seconds` have passed.
+    """
+    for work in works:
+        work()
+    found = [Speed([], []) for _ in works]
+    for _ in range(REPEATS):
+        for work, into in zip(works, found, strict=True):
+            clock, done = Clock(), 0.0
+            while time.perf_counter() - clock.wall < seconds:
+                done += work()
+            cpu, wall = clock.rates(done)
+            into.cpu.append(cpu)
+            into.wall.append(wall)
+    return found
+
+
+def row(name: str, unit: str, ours: Speed, bound: Speed | None, note: str) -> Row:
+    """The medians, and the ratio to the bound per CPU-second."""
+    (cpu, wall), of_bound = ours.median, None
+    if bound is not None:
+        of_bound = cpu / bound.median[0]
+        note += f"; bound {bound.median[0]:,.4g} per CPU-s"
+    return Row(name, unit, cpu, wall, of_bound, note=f"{ours.range}; {note}")
