@@ -241,10 +241,9 @@ def candidate_answers(
 ) -> list[dict[str, Tensor]]:
     """Head parameters (B, C, P) by signal, of each member."""
     batch = data.prefix(row_B, step_B)
-    last_B = batch.valid_BL.sum(1) - 1
     answers = []
     for member in model.ensemble:
-        h_B1D = member.encoder(batch)[torch.arange(len(row_B)), last_B][:, None]
+        h_B1D = member.encoder.last(batch)[:, None]
         answers.append(member.answer(h_B1D, member.candidates(track_BC)))
     return answers
 
@@ -255,7 +254,7 @@ def next_track_log_probs(
 ) -> Tensor:
     """Log-probabilities (B, K) in nats of every track as play `step_B` of session `row_B`."""
     batch = data.prefix(row_B, step_B)
-    h_BD = policy(batch)[torch.arange(len(row_B)), batch.valid_BL.sum(1) - 1]
+    h_BD = policy.encoder.last(batch)
     allowed_BK = rules.allowed(data.flat.mode_S[row_B], played_before(data.flat, row_B, step_B))
     return log_softmax_allowed(policy.logits(h_BD), allowed_BK)
 

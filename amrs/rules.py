@@ -3,6 +3,8 @@
 Shape suffixes: M modes, K tracks, P positions, T plays of a session.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,3 +39,25 @@ class Rules:
 def log_softmax_allowed(logits_PK: Tensor, allowed_PK: Tensor) -> Tensor:
     """(P, K) log-probabilities over the allowed tracks in nats, -inf elsewhere."""
     return logits_PK.masked_fill(~allowed_PK, -torch.inf).log_softmax(-1)
+
+
+class _Chosen(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_PK: Tensor, allowed_PK: Tensor, track_P: Tensor) -> Tensor:
+        logits_PK = logits_PK.masked_fill(~allowed_PK, -torch.inf)
+        total_P = logits_PK.logsumexp(-1)
+        ctx.save_for_backward(logits_PK, total_P, track_P)
+        return logits_PK.gather(-1, track_P[:, None])[:, 0] - total_P
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        logits_PK, total_P, track_P = ctx.saved_tensors
+        grad_PK = torch.sub(logits_PK, total_P[:, None]).exp_().mul_(-grads[0][:, None])
+        return grad_PK.scatter_add_(-1, track_P[:, None], grads[0][:, None]), None, None
+
+
+def log_prob_allowed(logits_PK: Tensor, allowed_PK: Tensor, track_P: Tensor) -> Tensor:
+    """(P,) log-probability of one allowed track each, in nats: `log_softmax_allowed` there, but neither it
+    nor its gradient is written out for the other tracks more than once."""
+    found: Tensor = _Chosen.apply(logits_PK, allowed_PK, track_P)
+    return found

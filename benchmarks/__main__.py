@@ -83,9 +83,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         figures = [row.get(key) for key in ("cpu", "wall", "of_bound", "of_peer")]
         shown = ["-" if f is None else f"{f:,.0f}" if f >= 1000 else f"{f:.3g}" for f in figures]
-        lines.append(
-            f"{row['name']:20}{row.get('unit', ''):>11}{shown[0]:>12}{shown[1]:>12}{shown[2]:>10}{shown[3]:>9}"
-        )
+        widths = zip(shown, (12, 12, 10, 9), strict=True)
+        lines.append(f"{row['name']:20}{row.get('unit', ''):>11}" + "".join(f"{s:>{w}}" for s, w in widths))
         lines.append(f"    {row.get('note', '')}")
     return "\n".join(lines)
 

@@ -1,7 +1,7 @@
 """Training speed of RecTools' SASRec / HSTU on a log given as CSV, for side-by-side rows.
 
 In an environment of its own: pip install torch==2.13.0 'rectools[torch]==0.19.0' ('numpy<2').
-    python peer_rectools.py LOG.csv [--model sasrec|hstu] [--threads 1] [--reps 5]
+    python benchmarks/peer_rectools.py LOG.csv [--model sasrec|hstu] [--threads 1] [--reps 5]
 LOG.csv has the columns user, item, timestamp (seconds). Width 64, 2 blocks, 2 heads, 50 events,
 full softmax, Adam 1e-3, batch 128. Prints one JSON line: positions trained per CPU-second and per
 wall second (median, min, max over reps of whole epochs, after one warm-up epoch). RecTools keeps
@@ -25,7 +25,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(args.threads
 warnings.filterwarnings("ignore")
 
 import pandas as pd  # noqa: E402
-import pytorch_lightning as pl  # noqa: E402  (RecTools imports this name)
+import pytorch_lightning as pl  # noqa: E402, TID251  (RecTools imports this name)
 import torch  # noqa: E402
 from rectools import Columns  # noqa: E402
 from rectools.dataset import Dataset  # noqa: E402

@@ -13,7 +13,6 @@ import torch
 from amrs.config import parse
 from amrs.data import SessionDataModule
 from amrs.models.policy import PolicyModel
-
 from amrs.splits import TRAIN
 from amrs.stages import dpo, world_model
 from amrs.stages.bc import BehaviourCloning

@@ -1,7 +1,12 @@
 """Slower ways to the same figures, for comparison."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from amrs.batches import Batch
+from amrs.models.summaries import running_sums, summarise
+from amrs.models.transformer import HistoryEncoder, _rotate
 
 
 def expected_distance(cdf: Tensor, grid_G: Tensor, target: float) -> Tensor:
@@ -19,3 +24,30 @@ def expected_distance(cdf: Tensor, grid_G: Tensor, target: float) -> Tensor:
 def midpoints(count: int, device: torch.device | None = None) -> Tensor:
     """Middles of `count` even intervals of [0, 1]."""
     return (torch.arange(count, device=device) + 0.5) / count
+
+
+def plain_encoding(encoder: HistoryEncoder, batch: Batch) -> Tensor:
+    """One vector per token, padding included, every layer at every token, by torch's own operators."""
+    size = encoder.embedding_KE.shape[1]
+    sums = running_sums(encoder.summands(batch.track_BL, batch.feedback_BL4), batch.step_BL, size)
+    summary = summarise(*sums, size)
+    known = encoder.known(batch.static_BLF, summary)
+    token = encoder.tokens(batch.track_BL, batch.feedback_BL4, batch.hidden_BL, summary)
+    x = torch.cat([known, token], -1)
+    for layer in encoder.embed:
+        x = F.linear(x, layer.weight, layer.bias) if isinstance(layer, torch.nn.Linear) else layer(x)
+    position_BL = torch.arange(x.shape[1]).expand(x.shape[:2])
+    if encoder.position is not None:
+        x = x + encoder.position(position_BL)
+    for block in encoder.blocks:
+        parts = F.linear(block.norm_attention(x), block.qkv.weight, block.qkv.bias).chunk(3, -1)
+        q, k, v = (p.unflatten(-1, (block.heads, -1)).transpose(1, 2) for p in parts)
+        if block.rope:
+            q, k = _rotate(q, position_BL), _rotate(k, position_BL)
+        score = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        future = torch.ones(score.shape[-2:], dtype=torch.bool).triu(1)
+        attended = (score.masked_fill(future, -torch.inf).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        x = x + F.linear(attended, block.out.weight, block.out.bias)
+        wide = F.gelu(F.linear(block.norm_mlp(x), block.mlp[0].weight, block.mlp[0].bias))
+        x = x + F.linear(wide, block.mlp[2].weight, block.mlp[2].bias)
+    return torch.cat([encoder.norm(x), summary.taste_BLTE.flatten(-2), known], -1)

@@ -9,7 +9,7 @@ from tiny_logs import opened, random_log, shape
 from amrs.batches import Batch
 from amrs.data import SessionDataModule
 from amrs.models.summaries import DECAY, running_sums, summarise
-from amrs.models.transformer import Block, HistoryEncoder
+from amrs.models.transformer import Block, HistoryEncoder, Packed
 from amrs.splits import TRAIN
 
 POSITIONS = ("none", "learned", "rope")
@@ -97,9 +97,10 @@ def test_attention_tells_positions_apart_only_where_they_are_encoded() -> None:
     for positions, alike in (("none", True), ("rope", False)):
         torch.manual_seed(0)
         block = Block(shape(positions=positions)).eval()
-        before = block(x, position)[0]
-        assert torch.allclose(before[:, -1], block(x[:, order], position)[0][:, -1], atol=1e-5) == alike
-        torch.testing.assert_close(before, block(x, position + 9)[0], **CLOSE)
+        whole = Packed((1, 6), None)
+        before = block(x[0], whole, position)[0]
+        assert torch.allclose(before[-1], block(x[0, order], whole, position)[0][-1], atol=1e-5) == alike
+        torch.testing.assert_close(before, block(x[0], whole, position + 9)[0], **CLOSE)
 
 
 @torch.inference_mode()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from amrs.batches import Batch
 from amrs.config.groups import ModelConfig
+from amrs.models.linear import Linear, linear
 from amrs.models.transformer import HistoryEncoder
 
 
@@ -35,9 +36,9 @@ class PolicyModel(nn.Module):
         self.register_buffer("log_popularity_K", scaled)
         width = config.width
         self.tower = nn.Sequential(
-            nn.Linear(embedding_KE.shape[1] + 1, 2 * width), nn.GELU(), nn.Linear(2 * width, width + 1)
+            Linear(embedding_KE.shape[1] + 1, 2 * width), nn.GELU(), Linear(2 * width, width + 1)
         )
-        self.query = nn.Linear(self.encoder.size, width)
+        self.query = Linear(self.encoder.size, width)
 
     def tracks(self) -> tuple[Tensor, Tensor]:
         """Track vectors (K, D), scaled for inner products, and track biases (K,)."""
@@ -47,7 +48,7 @@ class PolicyModel(nn.Module):
     def logits(self, h_PD: Tensor, tracks: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """(P, K) unnormalised log-probabilities of what follows each history vector."""
         vector_KD, bias_K = tracks if tracks is not None else self.tracks()
-        return torch.addmm(bias_K, self.query(h_PD), vector_KD.T)
+        return linear(self.query(h_PD), vector_KD, bias_K)
 
     def forward(self, batch: Batch) -> Tensor:
         """One history vector per token, (B, L, D)."""

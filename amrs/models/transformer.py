@@ -1,12 +1,13 @@
 """Causal transformer over listening histories, with a key-value cache for rollouts.
 
 Sequences are right-padded: under a causal mask nothing valid ever attends to padding.
-Shape suffixes: B batch, L tokens, D width, H heads, E embedding, F session features, C cache slots,
-Z summed quantities, Y those of a session.
+Shape suffixes: B batch, L tokens, N tokens that are read, M tokens that are asked about, D width, H heads,
+E embedding, F session features, C cache slots, Z summed quantities, Y those of a session.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +16,19 @@ from torch import Tensor, nn
 from amrs.batches import Batch
 from amrs.config.groups import ModelConfig
 from amrs.histories import FEEDBACK
+from amrs.models.dropout import Dropout
+from amrs.models.linear import Linear
 from amrs.models.summaries import RATIOS, TASTES, Summary, grown_sums, running_sums, summands, summarise
 
+_ROUND = 256
 _FARTHEST = 10.0
 """Standard deviations at which a session feature is cut: no outlier may drive a prediction."""
+
+
+def _last_cells(valid_BL: Tensor) -> Tensor:
+    """Where each row's last valid token lies in the flattened (B, L), as (B,)."""
+    first_B = torch.arange(len(valid_BL), device=valid_BL.device) * valid_BL.shape[1]
+    return first_B + valid_BL.sum(1) - 1
 
 
 @dataclass
@@ -43,6 +53,64 @@ def _rotate(x_BHLd: Tensor, position_BL: Tensor) -> Tensor:
     return torch.cat([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1)
 
 
+class _Take(torch.autograd.Function):
+    """Rows of a matrix, each at most once, so that the gradient is copied back instead of added up."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, row_M: Tensor) -> Tensor:
+        ctx.save_for_backward(row_M)
+        ctx.rows = len(x_ND)
+        return x_ND.index_select(0, row_M)
+
+    @staticmethod
+    def backward(ctx: Any, grad_MD: Tensor) -> tuple[Tensor, None]:
+        (row_M,) = ctx.saved_tensors
+        return grad_MD.new_zeros(ctx.rows, grad_MD.shape[1]).index_copy_(0, row_M, grad_MD), None
+
+
+def rounded(wanted_BL: Tensor) -> Tensor:
+    """The mask with some more cells, so that their number is a multiple of `_ROUND` (or all).
+
+    oneDNN makes a kernel for each new shape, which takes as long as the product itself.
+    """
+    flat = wanted_BL.flatten().clone()
+    flat[torch.nonzero(~flat)[: -int(flat.sum()) % _ROUND, 0]] = True
+    return flat.view(wanted_BL.shape)
+
+
+@dataclass
+class Packed:
+    """The valid tokens of a padded batch, one after another: next to nothing is computed on padding."""
+
+    shape: tuple[int, int]
+    """B, L."""
+    cell_N: Tensor | None
+    """Where each token lies in the flattened (B, L); None where there is no padding."""
+
+    @staticmethod
+    def of(valid_BL: Tensor) -> "Packed":
+        """The tokens where `valid_BL` is True."""
+        batch, length = valid_BL.shape
+        cell_N = torch.nonzero(valid_BL.flatten())[:, 0]
+        return Packed((batch, length), cell_N if len(cell_N) < batch * length else None)
+
+    def take(self, x_BLD: Tensor) -> Tensor:
+        """(B, L, ...) to (N, ...)."""
+        x = x_BLD.flatten(0, 1)
+        return x if self.cell_N is None else x.index_select(0, self.cell_N)
+
+    def pad(self, x_ND: Tensor) -> Tensor:
+        """(N, D) to (B, L, D), zeros at padding."""
+        if self.cell_N is not None:
+            size = self.shape[0] * self.shape[1], x_ND.shape[1]
+            x_ND = x_ND.new_zeros(size).index_copy(0, self.cell_N, x_ND)
+        return x_ND.unflatten(0, self.shape)
+
+    def rows(self, cell_M: Tensor) -> Tensor:
+        """Which of the N tokens lie in these cells of the flattened (B, L)."""
+        return cell_M if self.cell_N is None else torch.searchsorted(self.cell_N, cell_M)
+
+
 class Block(nn.Module):
     """Pre-norm attention and feed-forward, each with a residual."""
 
@@ -51,36 +119,44 @@ class Block(nn.Module):
         width = config.width
         self.heads, self.rope = config.heads, config.positions == "rope"
         self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.dropout = nn.Dropout(config.dropout)
+        self.qkv, self.out = Linear(width, 3 * width), Linear(width, width)
+        self.mlp = nn.Sequential(Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
+        self.dropout = Dropout(config.dropout)
 
-    def _project(self, x_BLD: Tensor, position_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        qkv_BLD = self.qkv(self.norm_attention(x_BLD))
+    def _project(self, x_ND: Tensor, packed: Packed, position_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        qkv_BLD = packed.pad(self.qkv(self.norm_attention(x_ND)))
         q, k, v = qkv_BLD.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if self.rope:
             q, k = _rotate(q, position_BL), _rotate(k, position_BL)
         return q, k, v
 
-    def _finish(self, x_BLD: Tensor, attended_BHLd: Tensor) -> Tensor:
-        x_BLD = x_BLD + self.dropout(self.out(attended_BHLd.transpose(1, 2).flatten(2)))
-        x_BLD = x_BLD + self.dropout(self.mlp(self.norm_mlp(x_BLD)))
-        return x_BLD
+    def _finish(self, x_ND: Tensor, attended_ND: Tensor) -> Tensor:
+        x_ND = x_ND + self.dropout(self.out(attended_ND))
+        return x_ND + self.dropout(self.mlp(self.norm_mlp(x_ND)))
 
-    def forward(self, x_BLD: Tensor, position_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The block's output and its keys and values, for a cache."""
-        q, k, v = self._project(x_BLD, position_BL)
+    def forward(
+        self, x_ND: Tensor, packed: Packed, position_BL: Tensor, wanted_M: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The block's output at all tokens, or at those in cells `wanted_M` only; its keys and values, for
+        a cache."""
+        q, k, v = self._project(x_ND, packed, position_BL)
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self._finish(x_BLD, attended), k, v
+        attended = attended.transpose(1, 2).flatten(2).flatten(0, 1)
+        cell = packed.cell_N if wanted_M is None else wanted_M
+        if cell is not None:
+            attended = _Take.apply(attended, cell)
+        if wanted_M is not None:
+            x_ND = _Take.apply(x_ND, packed.rows(wanted_M))
+        return self._finish(x_ND, attended), k, v
 
     def append(self, x_BD: Tensor, keys: Tensor, values: Tensor, length_B: Tensor) -> Tensor:
         """The block's output for one more token; writes its key and value into slot `length_B`."""
-        q, k, v = self._project(x_BD[:, None], length_B[:, None])
+        q, k, v = self._project(x_BD, Packed((len(x_BD), 1), None), length_B[:, None])
         row_B = torch.arange(len(x_BD), device=x_BD.device)
         keys[row_B, :, length_B], values[row_B, :, length_B] = k[:, :, 0], v[:, :, 0]
         seen_BC = torch.arange(keys.shape[2], device=x_BD.device) <= length_B[:, None]
         attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen_BC[:, None, None])
-        return self._finish(x_BD[:, None], attended)[:, 0]
+        return self._finish(x_BD, attended.flatten(1))
 
 
 class HistoryEncoder(nn.Module):
@@ -108,10 +184,10 @@ class HistoryEncoder(nn.Module):
         size = embedding_KE.shape[1]
         inputs = 2 * static_size + (3 + len(TASTES)) * size + 2 * len(FEEDBACK) + 2 + RATIOS
         self.embed = nn.Sequential(
-            nn.Dropout(config.dropout),
-            nn.Linear(inputs, 2 * config.width),
+            Dropout(config.dropout),
+            Linear(inputs, 2 * config.width),
             nn.GELU(),
-            nn.Linear(2 * config.width, config.width),
+            Linear(2 * config.width, config.width),
         )
         self.position = nn.Embedding(config.history, config.width) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -179,39 +255,55 @@ class HistoryEncoder(nn.Module):
                  play_BL1, summary.taste_BLTE.flatten(-2)]  # fmt: skip
         return torch.cat(parts, -1)
 
-    def _read(self, batch: Batch) -> tuple[Tensor, list[Tensor], list[Tensor], tuple[Tensor, Tensor]]:
-        size = self.embedding_KE.shape[1]
+    def _read(
+        self, batch: Batch, read_BL: Tensor, cell_M: Tensor
+    ) -> tuple[Tensor, list[Tensor], list[Tensor], tuple[Tensor, Tensor]]:
+        """Vectors (M, size) at cells of the flattened (B, L), among those read; keys, values, sums."""
+        size, packed = self.embedding_KE.shape[1], Packed.of(rounded(read_BL))
         sums = running_sums(self.summands(batch.track_BL, batch.feedback_BL4), batch.step_BL, size)
-        summary = summarise(*sums, size)
-        known = self.known(batch.static_BLF, summary)
-        token = self.tokens(batch.track_BL, batch.feedback_BL4, batch.hidden_BL, summary)
+        summary = summarise(packed.take(sums[0]), packed.take(sums[1]), size)
+        known = self.known(packed.take(batch.static_BLF), summary)
+        token = self.tokens(*(packed.take(x) for x in (batch.track_BL, batch.feedback_BL4, batch.hidden_BL)),
+                            summary)  # fmt: skip
         x = self.embed(torch.cat([known, token], -1))
-        position_BL = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
+        position_BL = torch.arange(batch.valid_BL.shape[1], device=x.device).expand(batch.valid_BL.shape)
         if self.position is not None:
-            x = x + self.position(position_BL)
+            x = x + self.position(packed.take(position_BL))
         keys, values = [], []
         for block in self.blocks:
-            x, k, v = block(x, position_BL)
+            x, k, v = block(x, packed, position_BL, cell_M if block is self.blocks[-1] else None)
             keys.append(k)
             values.append(v)
-        return torch.cat([self.norm(x), summary.taste_BLTE.flatten(-2), known], -1), keys, values, sums
+        row_M = packed.rows(cell_M)
+        taste_MTE, known = summary.taste_BLTE.index_select(0, row_M), known.index_select(0, row_M)
+        return torch.cat([self.norm(x), taste_MTE.flatten(-2), known], -1), keys, values, sums
+
+    def at(self, batch: Batch, wanted_BL: Tensor) -> Tensor:
+        """One vector, (M, `size`), for each token where `wanted_BL` is True, in their order.
+
+        As `forward` there, without the work for other tokens that nobody asks about.
+        """
+        return self._read(batch, batch.valid_BL | wanted_BL, torch.nonzero(wanted_BL.flatten())[:, 0])[0]
+
+    def last(self, batch: Batch) -> Tensor:
+        """Vector of each row's last valid token, (B, `size`)."""
+        return self._read(batch, batch.valid_BL, _last_cells(batch.valid_BL))[0]
 
     def forward(self, batch: Batch) -> Tensor:
-        """One vector per token, (B, L, `size`); token n sees tokens 0..n only.
+        """One vector per token, (B, L, `size`); token n sees tokens 0..n only; zeros at padding.
 
         The transformer's D channels, the tastes of `summaries.TASTES` in the embedding space, and the
         features of a linear model (`known`): see `sizes`.
         """
-        return self._read(batch)[0]
+        return Packed.of(batch.valid_BL).pad(self.at(batch, batch.valid_BL))
 
     def prefill(self, batch: Batch, room: int) -> tuple[Tensor, Cache]:
         """Vector of each listener's last valid token, and a cache with room for more tokens."""
-        h_BLD, keys, values, sums = self._read(batch)
-        length_B = batch.valid_BL.sum(1)
-        row_B = torch.arange(len(h_BLD), device=h_BLD.device)
+        cell_B = _last_cells(batch.valid_BL)
+        h_BD, keys, values, sums = self._read(batch, batch.valid_BL, cell_B)
         grown = [F.pad(x, (0, 0, 0, room)) for x in keys], [F.pad(x, (0, 0, 0, room)) for x in values]
-        total_BZ, session_BY = (x[row_B, length_B - 1] for x in sums)
-        return h_BLD[row_B, length_B - 1], Cache(*grown, length_B, total_BZ, session_BY)
+        total_BZ, session_BY = (x.flatten(0, 1)[cell_B] for x in sums)
+        return h_BD, Cache(*grown, batch.valid_BL.sum(1), total_BZ, session_BY)
 
     def append(
         self, static_BF: Tensor, track_B: Tensor, feedback_B4: Tensor, cache: Cache, hidden: bool = False

@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from amrs.batches import LABELS, Batch
 from amrs.config.groups import ModelConfig
 from amrs.histories import TARGETS
+from amrs.models.dropout import Dropout
+from amrs.models.linear import Linear, linear
+from amrs.models.packed import rounded
 from amrs.models.summaries import SESSION, SESSION_PLAYS, TASTE_SCALES, TASTES
 from amrs.models.transformer import HistoryEncoder
 from amrs.signals import SIGNALS, Binary, Bounded, Kind
@@ -70,24 +73,24 @@ class WorldModelMember(nn.Module):
         }
         self.encoder = HistoryEncoder(config, static_size, embedding_KE)
         width, hidden = config.width, config.width
-        self.track = nn.Sequential(nn.Linear(embedding_KE.shape[1], width), nn.GELU())
-        self.track_joined, self.track_affinity = nn.Linear(width, hidden), nn.Linear(width, width)
-        self.history_joined, self.history_affinity = nn.Linear(width, hidden), nn.Linear(width, width)
+        self.track = nn.Sequential(Linear(embedding_KE.shape[1], width), nn.GELU())
+        self.track_joined, self.track_affinity = Linear(width, hidden), Linear(width, width)
+        self.history_joined, self.history_affinity = Linear(width, hidden), Linear(width, width)
         self.affinities = math.gcd(AFFINITIES, width)
-        self.affinity_joined = nn.Linear(self.affinities + len(TASTES), hidden, bias=False)
+        self.affinity_joined = Linear(self.affinities + len(TASTES), hidden, bias=False)
         scale_T = torch.tensor(TASTE_SCALES) * embedding_KE.shape[1] ** -0.5
         self.register_buffer("near_scale_T", scale_T, persistent=False)
         moves = sum(kind.moves for kind in self.kinds.values())
-        self.known_linear = nn.Linear(self.encoder.sizes[2], moves, bias=False)
-        self.session_linear = nn.Linear(embedding_KE.shape[1], moves, bias=False)
-        self.near_linear = nn.Linear(len(TASTES), moves, bias=False)
-        for linear in (self.known_linear, self.session_linear, self.near_linear):
-            nn.init.zeros_(linear.weight)
+        self.known_linear = Linear(self.encoder.sizes[2], moves, bias=False)
+        self.session_linear = Linear(embedding_KE.shape[1], moves, bias=False)
+        self.near_linear = Linear(len(TASTES), moves, bias=False)
+        for layer in (self.known_linear, self.session_linear, self.near_linear):
+            nn.init.zeros_(layer.weight)
         self.moment = nn.Parameter(torch.randn(2, hidden) * 0.1)
         if not {"valence", "arousal"} & set(signals):
             self.moment.requires_grad_(False)  # nothing asks: several processes would wait for its gradient
-        self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(hidden, sum(kind.size for kind in self.kinds.values()))
+        self.dropout = Dropout(config.dropout)
+        self.head = Linear(hidden, sum(kind.size for kind in self.kinds.values()))
         nn.init.normal_(self.head.weight, std=0.02)
         self.head.bias.data = torch.cat([kind.initial() for kind in self.kinds.values()])
 
@@ -101,8 +104,8 @@ class WorldModelMember(nn.Module):
         if "track_embeddings" in self.encoder.without:
             chosen = torch.zeros_like(chosen)
         content = self.track(chosen)
-        linear = self.session_linear(chosen)
-        return Candidates(self.track_joined(content), self.track_affinity(content), linear, chosen)
+        shift = self.session_linear(chosen)
+        return Candidates(self.track_joined(content), self.track_affinity(content), shift, chosen)
 
     def _parts(self, h_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The transformer's channels, the tastes (N, T, E) and the linear model's features."""
@@ -121,7 +124,7 @@ class WorldModelMember(nn.Module):
             self.kinds.items(), self.head.weight.split(sizes), self.head.bias.split(sizes), moves, strict=True
         ):
             if signals is None or name in signals:
-                found[name] = kind.moved(F.linear(activated, weight, bias).float(), move.float())
+                found[name] = kind.moved(linear(activated, weight, bias).float(), move.float())
         return found
 
     def answer(self, h_ND: Tensor, candidates: Candidates) -> dict[str, Tensor]:
@@ -131,9 +134,9 @@ class WorldModelMember(nn.Module):
         near = (taste_NTE * candidates.embedding_KE[..., None, :]).sum(-1) * self.near_scale_T
         joined = self.history_joined(own) + candidates.joined_KH
         hidden = joined + self.affinity_joined(torch.cat([products.sum(-1), near], -1))
-        linear = self.known_linear(known) + self.session_linear(taste_NTE[..., SESSION, :])
-        linear = linear + self.near_linear(near)
-        return self._split(hidden, linear + candidates.linear_KX * share_of_next(known)[..., None])
+        shift = self.known_linear(known) + self.session_linear(taste_NTE[..., SESSION, :])
+        shift = shift + self.near_linear(near)
+        return self._split(hidden, shift + candidates.linear_KX * share_of_next(known)[..., None])
 
     def score(
         self, h_BD: Tensor, candidates: Candidates, signals: Sequence[str] | None = None
@@ -146,15 +149,15 @@ class WorldModelMember(nn.Module):
         near_BKT = torch.einsum("bte,ke->bkt", taste_BTE, candidates.embedding_KE) * self.near_scale_T
         joined_BKH = self.history_joined(own)[:, None] + candidates.joined_KH
         hidden = joined_BKH + self.affinity_joined(torch.cat([products_BKA, near_BKT], -1))
-        linear = self.known_linear(known) + self.session_linear(taste_BTE[..., SESSION, :])
-        shift = linear[:, None] + candidates.linear_KX * share_of_next(known)[:, None, None]
+        shift = self.known_linear(known) + self.session_linear(taste_BTE[..., SESSION, :])
+        shift = shift[:, None] + candidates.linear_KX * share_of_next(known)[:, None, None]
         return self._split(hidden, shift + self.near_linear(near_BKT), signals)
 
     def at_moment(self, h_ND: Tensor, ended: bool) -> dict[str, Tensor]:
         """Head parameters (N, P) of the final report, as the session starts or once it has ended."""
         own, taste_NTE, known = self._parts(h_ND)
-        linear = self.known_linear(known) + self.session_linear(taste_NTE[..., SESSION, :])
-        return self._split(self.history_joined(own) + self.moment[int(ended)], linear)
+        shift = self.known_linear(known) + self.session_linear(taste_NTE[..., SESSION, :])
+        return self._split(self.history_joined(own) + self.moment[int(ended)], shift)
 
 
 def share_of_next(known: Tensor) -> Tensor:
@@ -167,11 +170,13 @@ def masked_sums(member: WorldModelMember, batch: Batch) -> Tensor:
 
     Sums, not means: the caller divides by counts over the whole optimiser step.
     """
-    h_BLD = member.encoder(batch)
-    sums = torch.zeros(len(LABELS), device=h_BLD.device)
     asked_BL = batch.counts_BL & (batch.next_track_BL >= 0)
-    target_NY = batch.target_BLY[asked_BL]
-    params = member.answer(h_BLD[asked_BL], member.candidates(batch.next_track_BL[asked_BL]))
+    reported_BL = batch.counts_BL & ~batch.report_BL2.isnan().all(-1)
+    wanted_BL = rounded(asked_BL | reported_BL)
+    h_ND = member.encoder.at(batch, wanted_BL)
+    sums = torch.zeros(len(LABELS), device=h_ND.device)
+    target_NY = batch.target_BLY[wanted_BL].masked_fill(~asked_BL[wanted_BL][:, None], torch.nan)
+    params = member.answer(h_ND, member.candidates(batch.next_track_BL[wanted_BL].clamp(min=0)))
     parts = []
     for column, name in enumerate(TARGETS):
         if name in params:
@@ -179,8 +184,9 @@ def masked_sums(member: WorldModelMember, batch: Batch) -> Tensor:
             loss_N = member.kinds[name].nll(params[name][known_N], target_NY[known_N, column])
             parts.append((column, loss_N.sum()))
     for ended, offset in ((False, LABELS.index("start_valence")), (True, LABELS.index("end_valence"))):
-        moment_BL = batch.counts_BL & ((batch.step_BL > 0) == ended) & ~batch.report_BL2.isnan().all(-1)
-        params, report_N2 = member.at_moment(h_BLD[moment_BL], ended), batch.report_BL2[moment_BL]
+        moment_BL = reported_BL & ((batch.step_BL > 0) == ended)
+        params = member.at_moment(h_ND[moment_BL[wanted_BL]], ended)
+        report_N2 = batch.report_BL2[moment_BL]
         for column, name in enumerate(("valence", "arousal")):
             if name in params:
                 known_N = ~report_N2[:, column].isnan()
@@ -219,7 +225,7 @@ class WorldModel(nn.Module):
         """
         answers: dict[str, list[Tensor]] = {}
         for member in self.ensemble:
-            h_ND = member.encoder(batch)[at_BL]
+            h_ND = member.encoder.at(batch, at_BL)
             if moment == "track":
                 params = member.answer(h_ND, member.candidates(batch.next_track_BL[at_BL]))
             else:

@@ -7,27 +7,43 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from amrs.batches import Batch
 from amrs.config.graph import Config
 from amrs.config.groups import ModelConfig
 from amrs.data import SessionDataModule
 from amrs.models.policy import PolicyModel, played_so_far
-from amrs.rules import Rules, log_softmax_allowed
+from amrs.models.transformer import rounded
+from amrs.rules import Rules, log_prob_allowed
 from amrs.runs import Run, read_config
 from amrs.splits import TRAIN
 from amrs.stages.prepare import open_data
 from amrs.training import RatioOfSums, fit, linear_schedule, load_weights
+
+_CHUNK = 1 << 26
+"""Logits held at a time: 256 MiB."""
 
 
 def clone_log_probs(model: PolicyModel, rules: Rules, batch: Batch) -> Tensor:
     """Log-probability in nats of each counted play that followed, as (N,): InfoNCE (van den Oord et al.
     2018) with every allowed track as a candidate, which makes it an exact softmax likelihood."""
     asked_BL = batch.counts_BL & (batch.next_track_BL >= 0)
-    logits_NK = model.logits(model(batch)[asked_BL])
-    allowed_NK = rules.allowed(batch.mode_BL[asked_BL], played_so_far(batch)[asked_BL])
-    log_p_NK = log_softmax_allowed(logits_NK, allowed_NK)
-    return log_p_NK.gather(1, batch.next_track_BL[asked_BL][:, None])[:, 0]
+    wanted_BL = rounded(asked_BL)
+    parts = [x[wanted_BL] for x in (batch.mode_BL, played_so_far(batch), batch.next_track_BL.clamp(min=0))]
+    rows, tracks = [model.encoder.at(batch, wanted_BL), *parts], model.tracks()
+    asked_N = asked_BL[wanted_BL]
+
+    def score(h_ND: Tensor, mode_N: Tensor, played_NT: Tensor, next_N: Tensor) -> Tensor:
+        allowed_NK = rules.allowed(mode_N, played_NT)
+        return log_prob_allowed(model.logits(h_ND, tracks), allowed_NK, next_N)
+
+    chunk = max(1, _CHUNK // len(tracks[1]))
+    if len(asked_N) <= chunk:
+        return score(*rows)[asked_N]
+    # Large catalogues: memory for one chunk of rows at a time; its logits are computed again for gradients.
+    chunks = zip(*(x.split(chunk) for x in rows), strict=True)
+    return torch.cat([checkpoint(score, *part, use_reentrant=False) for part in chunks])[asked_N]
 
 
 class BehaviourCloning(lightning.LightningModule):

@@ -110,7 +110,7 @@ class DirectPreference(lightning.LightningModule):
         prefix = batch.prefix
         last_B = prefix.valid_BL.sum(1) - 1
         row = torch.arange(len(last_B), device=self.device)
-        logits_BK = self.model.logits(self.model(prefix)[row, last_B])
+        logits_BK = self.model.logits(self.model.encoder.last(prefix))
         allowed_BK = self.rules.to(self.device).allowed(prefix.mode_BL[row, last_B], batch.played_BT)
         log_p_BK = log_softmax_allowed(logits_BK, allowed_BK)
         both = log_p_BK.gather(1, torch.stack([batch.chosen_B, batch.rejected_B], 1))

@@ -1,0 +1,104 @@
+"""What is fast equals what is plain, values and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from slow_truth import plain_encoding
+from tiny_logs import opened, policy, random_log, world_model
+
+from amrs.batches import Batch
+from amrs.data import SessionDataModule
+from amrs.models import linear
+from amrs.models.dropout import keep_noise
+from amrs.models.world_model import masked_sums
+from amrs.rules import log_prob_allowed, log_softmax_allowed
+from amrs.splits import TRAIN
+from amrs.stages import bc
+
+CLOSE = {"atol": 2e-5, "rtol": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> SessionDataModule:
+    return opened(random_log(tmp_path_factory.mktemp("log") / "log"))
+
+
+@pytest.fixture(scope="module")
+def batch(data: SessionDataModule) -> Batch:
+    batch = data.gather(data.windows(TRAIN))
+    assert not batch.valid_BL.all()
+    return batch
+
+
+def test_packed_tokens_equal_the_padded_encoder(data: SessionDataModule, batch: Batch) -> None:
+    for positions in ("none", "learned", "rope"):
+        encoder = world_model(data, positions=positions).ensemble[0].encoder.eval()
+        slow = plain_encoding(encoder, batch)
+        torch.testing.assert_close(encoder(batch)[batch.valid_BL], slow[batch.valid_BL], **CLOSE)
+        torch.testing.assert_close(encoder.at(batch, batch.counts_BL), slow[batch.counts_BL], **CLOSE)
+        last_B = batch.valid_BL.sum(1) - 1
+        torch.testing.assert_close(encoder.last(batch), slow[torch.arange(len(slow)), last_B], **CLOSE)
+
+
+def test_gradients_of_packed_tokens_equal_those_of_the_padded_encoder(
+    data: SessionDataModule, batch: Batch
+) -> None:
+    encoder = world_model(data).ensemble[0].encoder.eval()
+    weight = torch.randn(int(batch.counts_BL.sum()), encoder.size)
+    found = []
+    for h in (encoder.at(batch, batch.counts_BL), plain_encoding(encoder, batch)[batch.counts_BL]):
+        found.append(torch.autograd.grad((h * weight).sum(), list(encoder.parameters())))
+    for fast, slow in zip(*found, strict=True):
+        torch.testing.assert_close(fast, slow, atol=1e-3, rtol=1e-3)
+
+
+def test_the_loss_is_the_same_however_many_tokens_round_the_number(
+    data: SessionDataModule, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = world_model(data).ensemble[0].eval()
+    sums = masked_sums(member, batch)
+    monkeypatch.setattr("amrs.models.transformer._ROUND", 1)
+    torch.testing.assert_close(masked_sums(member, batch), sums, **CLOSE)
+
+
+@pytest.mark.parametrize("shape", [(64, 32), (32, 64), (48, 48)])
+def test_linear_by_onednn_equals_torch(shape: tuple[int, int]) -> None:
+    x = torch.randn(4, linear._FEW, shape[0], requires_grad=True)
+    layer, out = linear.Linear(*shape), torch.randn(4, linear._FEW, shape[1])
+    leaves = [x, layer.weight, layer.bias]
+    fast, slow = layer(x), F.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(fast, slow, **CLOSE)
+    for a, b in zip(*(torch.autograd.grad((y * out).sum(), leaves) for y in (fast, slow)), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-2, rtol=1e-3)
+
+
+def test_dropout_keeps_the_share_and_the_mean_and_every_lane_is_drawn_apart() -> None:
+    torch.manual_seed(0)
+    noise = keep_noise(torch.Size((40_000, 4)), 0.3)
+    assert noise.unique().tolist() == pytest.approx([0, 1 / 0.7], abs=1e-4)
+    assert (noise > 0).float().mean(0).tolist() == pytest.approx([0.7] * 4, abs=0.01)  # 4 standard errors
+    assert torch.corrcoef(noise.T).fill_diagonal_(0).abs().max() < 0.025
+    assert not torch.equal(noise, keep_noise(noise.shape, 0.3))
+
+
+def test_log_prob_of_one_allowed_track_equals_the_whole_softmax() -> None:
+    allowed, track = torch.rand(5, 9) < 0.7, torch.tensor([0, 3, 8, 2, 2])
+    allowed[torch.arange(5), track] = True
+    logits, weight = torch.randn(5, 9, requires_grad=True), torch.randn(5)
+    fast = log_prob_allowed(logits, allowed, track)
+    slow = log_softmax_allowed(logits, allowed).gather(1, track[:, None])[:, 0]
+    torch.testing.assert_close(fast, slow)
+    for a, b in zip(*(torch.autograd.grad((y * weight).sum(), logits) for y in (fast, slow)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_large_catalogue_in_chunks_trains_the_same(
+    data: SessionDataModule, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, found = policy(data).eval(), []
+    for chunk in (bc._CHUNK, 7 * data.tracks):
+        monkeypatch.setattr(bc, "_CHUNK", chunk)
+        log_p_N = bc.clone_log_probs(model, data.rules(), batch)
+        found.append((log_p_N, *torch.autograd.grad(log_p_N.sum(), list(model.parameters()))))
+    for whole, chunked in zip(*found, strict=True):
+        torch.testing.assert_close(whole, chunked, atol=1e-3, rtol=1e-3)
