@@ -59,5 +59,5 @@ class _Chosen(torch.autograd.Function):
 def log_prob_allowed(logits_PK: Tensor, allowed_PK: Tensor, track_P: Tensor) -> Tensor:
     """(P,) log-probability of one allowed track each, in nats: `log_softmax_allowed` there, but neither it
     nor its gradient is written out for the other tracks more than once."""
-    found: Tensor = _Chosen.apply(logits_PK, allowed_PK, track_P)
+    found: Tensor = _Chosen.apply(logits_PK, allowed_PK, track_P)  # type: ignore[no-untyped-call]
     return found

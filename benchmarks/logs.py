@@ -54,8 +54,8 @@ def _batches(name: str, users: int) -> list[Row]:
 
     ours, copy = speed(run, bound)
     note = (
-        f"{len(log.flat.track_N):,} tokens, windows of {MODEL.history}, batch {BATCH}, {int(width)} bytes each; the "
-        f" open log holds {held:.2f} GiB of anonymous memory; bound: a copy of the same bytes"
+        f"{len(log.flat.track_N):,} tokens of {int(width)} bytes; {BATCH} windows of {MODEL.history}; the "
+        f"open log holds {held:.2f} GiB of anonymous memory; bound: a copy of the same bytes"
     )
     return [row(name, "events", ours, copy, note)]
 

@@ -57,7 +57,7 @@ def test_the_loss_is_the_same_however_many_tokens_round_the_number(
 ) -> None:
     member = world_model(data).ensemble[0].eval()
     sums = masked_sums(member, batch)
-    monkeypatch.setattr("amrs.models.transformer._ROUND", 1)
+    monkeypatch.setattr("amrs.models.packed._ROUND", 1)
     torch.testing.assert_close(masked_sums(member, batch), sums, **CLOSE)
 
 

@@ -8,8 +8,9 @@ from tiny_logs import opened, random_log, shape
 
 from amrs.batches import Batch
 from amrs.data import SessionDataModule
+from amrs.models.packed import Packed
 from amrs.models.summaries import DECAY, running_sums, summarise
-from amrs.models.transformer import Block, HistoryEncoder, Packed
+from amrs.models.transformer import Block, HistoryEncoder
 from amrs.splits import TRAIN
 
 POSITIONS = ("none", "learned", "rope")

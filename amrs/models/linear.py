@@ -54,7 +54,7 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor
         return F.linear(x, weight_OI, bias_O)
     if not torch.is_grad_enabled():
         return _product(x, weight_OI, bias_O)
-    out: Tensor = _Linear.apply(x, weight_OI, bias_O)
+    out: Tensor = _Linear.apply(x, weight_OI, bias_O)  # type: ignore[no-untyped-call]
     return out
 
 

@@ -7,7 +7,6 @@ E embedding, F session features, C cache slots, Z summed quantities, Y those of 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +17,9 @@ from amrs.config.groups import ModelConfig
 from amrs.histories import FEEDBACK
 from amrs.models.dropout import Dropout
 from amrs.models.linear import Linear
+from amrs.models.packed import Packed, rounded, take_rows
 from amrs.models.summaries import RATIOS, TASTES, Summary, grown_sums, running_sums, summands, summarise
 
-_ROUND = 256
 _FARTHEST = 10.0
 """Standard deviations at which a session feature is cut: no outlier may drive a prediction."""
 
@@ -53,64 +52,6 @@ def _rotate(x_BHLd: Tensor, position_BL: Tensor) -> Tensor:
     return torch.cat([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1)
 
 
-class _Take(torch.autograd.Function):
-    """Rows of a matrix, each at most once, so that the gradient is copied back instead of added up."""
-
-    @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, row_M: Tensor) -> Tensor:
-        ctx.save_for_backward(row_M)
-        ctx.rows = len(x_ND)
-        return x_ND.index_select(0, row_M)
-
-    @staticmethod
-    def backward(ctx: Any, grad_MD: Tensor) -> tuple[Tensor, None]:
-        (row_M,) = ctx.saved_tensors
-        return grad_MD.new_zeros(ctx.rows, grad_MD.shape[1]).index_copy_(0, row_M, grad_MD), None
-
-
-def rounded(wanted_BL: Tensor) -> Tensor:
-    """The mask with some more cells, so that their number is a multiple of `_ROUND` (or all).
-
-    oneDNN makes a kernel for each new shape, which takes as long as the product itself.
-    """
-    flat = wanted_BL.flatten().clone()
-    flat[torch.nonzero(~flat)[: -int(flat.sum()) % _ROUND, 0]] = True
-    return flat.view(wanted_BL.shape)
-
-
-@dataclass
-class Packed:
-    """The valid tokens of a padded batch, one after another: next to nothing is computed on padding."""
-
-    shape: tuple[int, int]
-    """B, L."""
-    cell_N: Tensor | None
-    """Where each token lies in the flattened (B, L); None where there is no padding."""
-
-    @staticmethod
-    def of(valid_BL: Tensor) -> "Packed":
-        """The tokens where `valid_BL` is True."""
-        batch, length = valid_BL.shape
-        cell_N = torch.nonzero(valid_BL.flatten())[:, 0]
-        return Packed((batch, length), cell_N if len(cell_N) < batch * length else None)
-
-    def take(self, x_BLD: Tensor) -> Tensor:
-        """(B, L, ...) to (N, ...)."""
-        x = x_BLD.flatten(0, 1)
-        return x if self.cell_N is None else x.index_select(0, self.cell_N)
-
-    def pad(self, x_ND: Tensor) -> Tensor:
-        """(N, D) to (B, L, D), zeros at padding."""
-        if self.cell_N is not None:
-            size = self.shape[0] * self.shape[1], x_ND.shape[1]
-            x_ND = x_ND.new_zeros(size).index_copy(0, self.cell_N, x_ND)
-        return x_ND.unflatten(0, self.shape)
-
-    def rows(self, cell_M: Tensor) -> Tensor:
-        """Which of the N tokens lie in these cells of the flattened (B, L)."""
-        return cell_M if self.cell_N is None else torch.searchsorted(self.cell_N, cell_M)
-
-
 class Block(nn.Module):
     """Pre-norm attention and feed-forward, each with a residual."""
 
@@ -132,7 +73,8 @@ class Block(nn.Module):
 
     def _finish(self, x_ND: Tensor, attended_ND: Tensor) -> Tensor:
         x_ND = x_ND + self.dropout(self.out(attended_ND))
-        return x_ND + self.dropout(self.mlp(self.norm_mlp(x_ND)))
+        x_ND = x_ND + self.dropout(self.mlp(self.norm_mlp(x_ND)))
+        return x_ND
 
     def forward(
         self, x_ND: Tensor, packed: Packed, position_BL: Tensor, wanted_M: Tensor | None = None
@@ -144,9 +86,9 @@ class Block(nn.Module):
         attended = attended.transpose(1, 2).flatten(2).flatten(0, 1)
         cell = packed.cell_N if wanted_M is None else wanted_M
         if cell is not None:
-            attended = _Take.apply(attended, cell)
+            attended = take_rows(attended, cell)
         if wanted_M is not None:
-            x_ND = _Take.apply(x_ND, packed.rows(wanted_M))
+            x_ND = take_rows(x_ND, packed.rows(wanted_M))
         return self._finish(x_ND, attended), k, v
 
     def append(self, x_BD: Tensor, keys: Tensor, values: Tensor, length_B: Tensor) -> Tensor:
@@ -263,8 +205,8 @@ class HistoryEncoder(nn.Module):
         sums = running_sums(self.summands(batch.track_BL, batch.feedback_BL4), batch.step_BL, size)
         summary = summarise(packed.take(sums[0]), packed.take(sums[1]), size)
         known = self.known(packed.take(batch.static_BLF), summary)
-        token = self.tokens(*(packed.take(x) for x in (batch.track_BL, batch.feedback_BL4, batch.hidden_BL)),
-                            summary)  # fmt: skip
+        track_N, hidden_N = packed.take(batch.track_BL), packed.take(batch.hidden_BL)
+        token = self.tokens(track_N, packed.take(batch.feedback_BL4), hidden_N, summary)
         x = self.embed(torch.cat([known, token], -1))
         position_BL = torch.arange(batch.valid_BL.shape[1], device=x.device).expand(batch.valid_BL.shape)
         if self.position is not None:

@@ -13,8 +13,8 @@ from amrs.batches import Batch
 from amrs.config.graph import Config
 from amrs.config.groups import ModelConfig
 from amrs.data import SessionDataModule
+from amrs.models.packed import rounded
 from amrs.models.policy import PolicyModel, played_so_far
-from amrs.models.transformer import rounded
 from amrs.rules import Rules, log_prob_allowed
 from amrs.runs import Run, read_config
 from amrs.splits import TRAIN
