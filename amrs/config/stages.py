@@ -186,7 +186,9 @@ PolicyName = Literal[
     "production",
 ]  # fmt: skip
 Chapter = Literal["fidelity", "policies"]
-StudyName = Literal["ablations", "off_policy", "choosing", "optimism"]
+StudyName = Literal[
+    "ablations", "calibration", "ignorance", "rollouts", "missing", "off_policy", "choosing", "optimism"
+]  # fmt: skip
 
 
 @dataclass
@@ -241,6 +243,8 @@ class EvaluateConfig:
     """Test sessions rolled out for each policy, spread evenly over test users; 1 or more."""
     bootstrap: int = 1000
     """Bootstrap draws of users for each interval, 100 or more."""
+    tolerance: float = 0.1
+    """Error in scale points that a trusted horizon allows (90 % upper bound), above 0; for study rollouts."""
     policies: list[PolicyName] = field(default_factory=lambda: list(get_args(PolicyName)))
     """Policies to compare; Copycat always is, production only where there is a platform."""
     off_policy: OffPolicyConfig = field(default_factory=OffPolicyConfig)
@@ -265,6 +269,7 @@ class EvaluateConfig:
             self.horizon is None or self.horizon >= 1, "evaluate.horizon", self.horizon, "1 or more, or null"
         )
         check(self.bootstrap >= 100, "evaluate.bootstrap", self.bootstrap, "100 or more")
+        check(self.tolerance > 0, "evaluate.tolerance", self.tolerance, "above 0")
 
 
 @dataclass

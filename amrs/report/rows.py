@@ -38,11 +38,16 @@ METRICS = (
     "between_listeners", "pit_ks", "pit_share", "reliability_predicted", "reliability_observed",
     "violations", "worst_violation", "verdict", "ess", "withheld", "gain_coverage_95", "kendall_tau",
     "regret", "corrected_gain", "predicted_over_realised",
+    "noise_sd", "ignorance_sd", "ignorance_auroc", "rollout_error", "rollout_bias", "rollout_excess",
+    "rollout_members_sd", "rollout_samples_sd", "trusted_horizon", "distance_w1", "distance_ks", "told_apart",
+    "report_mean_reported", "report_mean_weighted", "report_mean_true", "report_mean_nearer",
+    "report_mean_bounds", "r2_reported", "r2_weighted", "r2_true", "r2_nearer", "r2_bounds",
+    "effective_share",
 )  # fmt: skip
 # ablation:<name>, dpo:<sampler>, dpo:<sampler>:<loss>, tilt:<of a policy, by its property and strength>
 _VARIANT = re.compile(r"ablation:\w+|dpo:\w+(:\w+)?|tilt:[\w.]+")
 GROUPS = ("cohort", "mode", "known", "bin", "users", "horizon", "gamma", "distance", "genres", "compared",
-          "perturbed", "history", "worst", "world", "estimator", "propensities")  # fmt: skip
+          "perturbed", "history", "worst", "world", "missing", "estimator", "propensities")  # fmt: skip
 """Kinds of groups: a group is "all" or <kind>:<name>."""
 _GROUP = re.compile(rf"all|({'|'.join(GROUPS)}):\S.*")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from amrs.config.graph import Config
 from amrs.report import Row
 from amrs.runs import Run
-from amrs.studies import ablations, choosing, off_policy, optimism
+from amrs.studies import ablations, calibration, choosing, ignorance, missing, off_policy, optimism, rollouts
 
 
 def _no_parts(config: Config) -> dict[str, Config]:
@@ -38,4 +38,8 @@ STUDIES: dict[str, Study] = {
     "off_policy": Study(off_policy.rows, parents=()),
     "choosing": Study(choosing.rows, parents=_POLICIES),
     "optimism": Study(optimism.rows, parents=_POLICIES, parts=optimism.parts),
+    "calibration": Study(calibration.rows),
+    "ignorance": Study(ignorance.rows, parts=ignorance.parts),
+    "rollouts": Study(rollouts.rows, ("prepare", "world_model", "bc")),
+    "missing": Study(missing.rows, parts=missing.parts),
 }

@@ -1,0 +1,68 @@
+"""Coverage on fresh listeners of the platform, before and after recalibration on validation users."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from amrs.data import SessionDataModule
+from amrs.fidelity import distribution_rows, events, kept, predict
+from amrs.importers.platform import metadata
+from amrs.platform import Platform, load_truth
+from amrs.platform.catalogue import catalogue_table
+from amrs.report import Row
+from amrs.runs import Run, RunError
+from amrs.schema import write_log
+from amrs.splits import VALIDATION
+from amrs.stages import world_model
+from amrs.stages.prepare import open_data
+from amrs.targets import Target, targets
+
+FRESH, FRESH_SEED = 2000, 1
+"""New users, and which."""
+PER_USER = {"valence": 2, "arousal": 2}
+"""Labels scored of each user, evenly from first to last; all where not named. Each of these costs a history
+to read."""
+
+
+def rows(run: Run) -> list[Row]:
+    """Rows of group `users:fresh`."""
+    truth = run.parents["prepare"].folder / "truth"
+    if not truth.exists():
+        raise RunError("evaluate.study=calibration needs fresh users: only data=platform can make them")
+    data, section = open_data(run), run.config.evaluate
+    model = world_model.load(run.parents["world_model"].folder, data)
+    fresh = fresh_data(load_truth(truth), run, FRESH)
+    part_S, found = data.part_S.numpy(), []
+    of_log, of_fresh = ({**targets(d.log), **events(d)} for d in (data, fresh))
+    for signal, label in of_log.items():
+        tuning = kept(label, part_S[label.row] == VALIDATION)
+        test = spread_out(of_fresh[signal], PER_USER.get(signal))
+        known, judged = predict(model, data, signal, tuning), predict(model, fresh, signal, test)
+        found += distribution_rows(
+            signal, (tuning, known), (test, judged), run.config.seed, section.bootstrap, "users:fresh"
+        )
+    return found
+
+
+def fresh_data(platform: Platform, run: Run, users: int) -> SessionDataModule:
+    """A log of listeners that nobody has seen, on the same catalogue."""
+    _, table = platform.fresh(users, FRESH_SEED)
+    folder = run.partial / "fresh"
+    shutil.rmtree(folder, ignore_errors=True)
+    about = metadata(platform.config)
+    write_log(folder, [table], catalogue_table(platform.catalogue), about, "fresh listeners of the platform")
+    return SessionDataModule(Path(folder), run.config.data.split, run.config.model.history)
+
+
+def spread_out(label: Target, per_user: int | None) -> Target:
+    """At most `per_user` labels of each user, evenly from the first to the last."""
+    if per_user is None:
+        return label
+    count_U = np.bincount(label.user)
+    first_U = np.cumsum(count_U) - count_U
+    order_N = np.argsort(label.user, kind="stable")
+    number_N = np.empty(len(label.user), np.int64)
+    number_N[order_N] = np.arange(len(label.user)) - first_U[label.user[order_N]]
+    wanted_UP = np.linspace(0, np.maximum(count_U - 1, 0), per_user).round().astype(np.int64).T
+    return kept(label, (number_N[:, None] == wanted_UP[label.user]).any(1))
