@@ -77,7 +77,8 @@ def rows(run: Run) -> list[Row]:
     truth = run.parents["prepare"].folder / "truth"
     platform = load_truth(truth) if truth.exists() else None
     sessions = choose_sessions(data, config.evaluate.sessions, 1, config.seed)
-    found, trusted = [], {}
+    found: list[Row] = []
+    trusted: dict[str, dict[str, int]] = {}
     for source, signal, error in errors(model, data, platform, sessions.row_B[:REPLAYED], config.seed):
         user_B = sessions.user_B[:REPLAYED].numpy()
         found += _error_rows(source, signal, error, user_B, config.evaluate.bootstrap, config.seed)
