@@ -9,7 +9,7 @@ Shape suffixes: B sessions, L tokens of a tape, H plays (the horizon), M members
 features, T steps, D draws.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -208,21 +208,26 @@ def size_of(sums: Floats) -> Floats:
 
 
 def upper_bound(value_B: Floats, user_B: Ints, root: bool, draws: int, seed: int) -> float:
-    """90 % upper bound (one-sided, users resampled) of the root mean, or of the size of the mean; infinite
-    with fewer than five users."""
+    """90 % upper bound (one-sided, users resampled) of the root mean, or of the size of the mean; NaN with
+    fewer than five users."""
     known_B = ~np.isnan(value_B)
     if len(np.unique(user_B[known_B])) < _FEWEST:
-        return float("inf")
+        return float("nan")
     sums = metrics.user_sums(np.stack([value_B[known_B], np.ones(known_B.sum())], 1), user_B[known_B])
     statistic = root_of if root else size_of
     high = metrics.user_bootstrap(sums, statistic, int(known_B.sum()), draws, seed, level=0.8).high
-    return float("inf") if high is None else high
+    return float("nan") if high is None else high
 
 
-def trusted_horizon(upper_H: Sequence[float], tolerance: float) -> int:
-    """The last horizon up to which every upper bound is under the tolerance; 0 if the first is not."""
-    over = [h for h, upper in enumerate(upper_H) if not upper < tolerance]
-    return over[0] if over else len(upper_H)
+def trusted_horizon(upper: Mapping[int, float], tolerance: float) -> int:
+    """The last horizon up to which every upper bound that is known is under the tolerance; 0 if the first is
+    not. A horizon whose bound is not known (NaN) is passed over, but is never the last."""
+    last = 0
+    for horizon in sorted(upper):
+        if upper[horizon] >= tolerance:
+            break
+        last = last if np.isnan(upper[horizon]) else horizon
+    return last
 
 
 def cut(rollouts: Rollouts, horizon: int) -> tuple[Rollouts, int]:

@@ -144,10 +144,12 @@ def test_bands_by_hand() -> None:
 
 
 def test_trusted_horizon_by_hand() -> None:
-    assert trusted_horizon([0.05, 0.08, 0.2, 0.05], 0.1) == 2
-    assert trusted_horizon([0.2, 0.05], 0.1) == 0
-    assert trusted_horizon([0.05, 0.05], 0.1) == 2
-    assert trusted_horizon([0.05, float("inf")], 0.1) == 1
+    nan = float("nan")
+    assert trusted_horizon({1: 0.05, 2: 0.08, 4: 0.2, 8: 0.05}, 0.1) == 2
+    assert trusted_horizon({1: 0.2, 2: 0.05}, 0.1) == 0
+    assert trusted_horizon({1: 0.05, 2: 0.05}, 0.1) == 2
+    assert trusted_horizon({1: nan, 2: 0.05, 4: nan}, 0.1) == 2  # too few labels to know at 1 and at 4
+    assert trusted_horizon({1: nan, 2: 0.3}, 0.1) == 0
 
 
 def test_upper_bounds() -> None:
@@ -156,7 +158,7 @@ def test_upper_bounds() -> None:
     assert upper_bound(same, user, True, 100, 0) == pytest.approx(0.2)
     assert upper_bound(-same, user, False, 100, 0) == pytest.approx(0.04)
     assert upper_bound(-same, user, True, 100, 0) == 0  # rolling out did not add to the error
-    assert upper_bound(same, np.zeros(40), True, 100, 0) == float("inf")
+    assert np.isnan(upper_bound(same, np.zeros(40), True, 100, 0))  # one user
 
 
 def test_cut_counts_what_went_on() -> None:

@@ -54,7 +54,7 @@ from amrs.stages.prepare import open_data
 from amrs.track_effects import likely_lists
 
 SHOWN = (1, 2, 4, 8, 16, 24, 32)
-"""Horizons with rows; all are looked at for the trusted horizon."""
+"""Horizons with rows; each stands for the plays beyond the one before it."""
 LUCK, REPLAYED = 780, 200
 """Purpose of the draw that resamples sessions; sessions replayed."""
 
@@ -125,43 +125,48 @@ def random_lists(data: SessionDataModule, row_B: Tensor, length: int, seed: int)
     return likely_lists(log_p_BK, hash_keys(seed, LUCK, row_B), 1, length)[:, 0]
 
 
-def upper_bounds(error: Error, user_B: np.ndarray, draws: int, seed: int) -> list[float]:
-    """90 % upper bound of the error at each horizon: the root mean square against a truth without noise;
-    against a log the larger of the bias and of what rolling out adds."""
-    found = []
-    for h in range(error.difference_BH.shape[1]):
-        difference_B = error.difference_BH[:, h].double().numpy()
-        if error.added_BH is None:
-            found.append(upper_bound(difference_B**2, user_B, True, draws, seed))
-        else:
-            added_B = error.added_BH[:, h].double().numpy()
-            bias = upper_bound(difference_B, user_B, False, draws, seed)
-            found.append(max(bias, upper_bound(added_B, user_B, True, draws, seed)))
-    return found
+def binned(value_BH: Tensor, user_B: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Values of the plays up to each of `SHOWN` and beyond the one before it, and whose they are: reports are
+    too few for one horizon at a time."""
+    below = 0
+    for h in (h for h in SHOWN if h <= value_BH.shape[1]):
+        part_BW = value_BH[:, below:h].double().numpy()
+        yield h, part_BW.flatten(), np.repeat(user_B, h - below)
+        below = h
+
+
+def upper_bounds(error: Error, user_B: np.ndarray, draws: int, seed: int) -> dict[int, float]:
+    """90 % upper bound of the error by horizon: the root mean square against a truth without noise; against
+    a log the larger of the bias and of what rolling out adds."""
+    if error.added_BH is None:
+        parts = binned(error.difference_BH**2, user_B)
+        return {h: upper_bound(value, user, True, draws, seed) for h, value, user in parts}
+    biased, added = binned(error.difference_BH, user_B), binned(error.added_BH, user_B)
+    return {
+        h: max(upper_bound(bias, user, False, draws, seed), upper_bound(more, user, True, draws, seed))
+        for (h, bias, user), (_, more, _) in zip(biased, added, strict=True)
+    }
 
 
 def _error_rows(
     source: str, signal: str, error: Error, user_B: np.ndarray, draws: int, seed: int
 ) -> list[Row]:
-    found = []
-    for h in (h for h in SHOWN if h <= error.difference_BH.shape[1]):
-        group, difference_B = f"horizon:{source}:{h}", error.difference_BH[:, h - 1].double().numpy()
-        known_B = ~np.isnan(difference_B)
-        if not known_B.any():
-            continue
-        columns = {
-            "rollout_bias": (difference_B, metrics.mean_of),
-            "rollout_error": (difference_B**2, root_of),
-            "rollout_members_sd": (error.members_BH[:, h - 1].double().numpy() ** 2, root_of),
-            "rollout_samples_sd": (error.samples_BH[:, h - 1].double().numpy() ** 2, root_of),
-        }
-        if error.added_BH is not None:
-            columns["rollout_excess"] = (error.added_BH[:, h - 1].double().numpy(), root_of)
-        for metric, (value_B, statistic) in columns.items():
-            table = np.stack([value_B[known_B], np.ones(known_B.sum())], 1)
-            sums = metrics.user_sums(table, user_B[known_B])
-            estimate = metrics.user_bootstrap(sums, statistic, int(known_B.sum()), draws, seed)
-            found.append(_row(signal, metric, group, estimate, "scale points"))
+    columns = {
+        "rollout_bias": (error.difference_BH, metrics.mean_of),
+        "rollout_error": (error.difference_BH**2, root_of),
+        "rollout_members_sd": (error.members_BH**2, root_of),
+        "rollout_samples_sd": (error.samples_BH**2, root_of),
+    }
+    if error.added_BH is not None:
+        columns["rollout_excess"] = (error.added_BH, root_of)
+    labelled_BH, found = ~error.difference_BH.isnan(), []
+    for metric, (value_BH, statistic) in columns.items():
+        for h, value, user in binned(value_BH.where(labelled_BH, torch.nan), user_B):
+            known = ~np.isnan(value)
+            if known.any():
+                sums = metrics.user_sums(np.stack([value[known], np.ones(known.sum())], 1), user[known])
+                estimate = metrics.user_bootstrap(sums, statistic, int(known.sum()), draws, seed)
+                found.append(_row(signal, metric, f"horizon:{source}:{h}", estimate, "scale points"))
     return found
 
 
