@@ -62,16 +62,25 @@ def pits(judged: Judged, grid_G: Floats, seed: int) -> Floats:
     return metrics.pit(below_N, upto_N, np.random.default_rng(seed).random(len(judged.y_N)))
 
 
+def clearly_better(before_N: Floats, after_N: Floats, user_N: Ints) -> bool:
+    """Whether scores fell by more than one standard error, users resampled: with few users a lower score is
+    luck as often as not (the one-standard-error rule of Breiman et al. 1984)."""
+    gain_U = metrics.user_sums((before_N - after_N)[:, None], user_N)[:, 0]
+    if len(gain_U) < 2:
+        return False
+    return bool(gain_U.sum() > np.sqrt(len(gain_U)) * gain_U.std(ddof=1))
+
+
 def fit_levels(validation: Judged, grid_G: Floats, seed: int) -> Floats | None:
-    """The quantile map (K,) of validation users, or None where it raises their cross-fitted CRPS."""
+    """The quantile map (K,) of validation users, or None where it does not clearly lower their CRPS."""
     pit_N = pits(validation, grid_G, seed)
-    before = after = 0.0
+    before_N = metrics.crps(validation.y_N, validation.cdf_NG, grid_G)
+    after_N = before_N.copy()
     for fit_N, score_N in folds(validation.user_N, seed):
         map_K = metrics.quantile_map(pit_N[fit_N])
-        y_N, cdf_NG = validation.y_N[score_N], validation.cdf_NG[score_N]
-        before += float(metrics.crps(y_N, cdf_NG, grid_G).sum())
-        after += float(metrics.crps(y_N, metrics.mapped(cdf_NG, map_K), grid_G).sum())
-    return metrics.quantile_map(pit_N) if after < before else None
+        cdf_NG = metrics.mapped(validation.cdf_NG[score_N], map_K)
+        after_N[score_N] = metrics.crps(validation.y_N[score_N], cdf_NG, grid_G)
+    return metrics.quantile_map(pit_N) if clearly_better(before_N, after_N, validation.user_N) else None
 
 
 def platt(y_N: Floats, probability_N: Floats) -> Events:
@@ -91,24 +100,25 @@ EVENTS: dict[str, Callable[[Floats, Floats], Events]] = {"platt": platt, "isoton
 
 
 def fit_events(validation: Yesno, seed: int) -> Events | None:
-    """The map of probabilities with the least cross-fitted log loss on validation users; None if none."""
-    loss = dict.fromkeys(("none", *EVENTS), 0.0)
-    for fit_N, score_N in folds(validation.user_N, seed):
-        y_N, p_N = validation.y_N[score_N], validation.probability_N[score_N]
-        loss["none"] += log_loss(y_N, p_N)
+    """The map of probabilities with the least cross-fitted log loss on validation users, or None where none
+    clearly lowers it."""
+    y_N, p_N, user_N = validation
+    before_N = log_loss(y_N, p_N)
+    after = {name: before_N.copy() for name in EVENTS}
+    for fit_N, score_N in folds(user_N, seed):
+        if len(np.unique(y_N[fit_N])) < 2:
+            return None
         for name, fit in EVENTS.items():
-            fitted = validation.y_N[fit_N]
-            if len(np.unique(fitted)) < 2:
-                return None
-            loss[name] += log_loss(y_N, fit(fitted, validation.probability_N[fit_N])(p_N))
-    best = min(loss, key=lambda name: loss[name])
-    return None if best == "none" else EVENTS[best](validation.y_N, validation.probability_N)
+            after[name][score_N] = log_loss(y_N[score_N], fit(y_N[fit_N], p_N[fit_N])(p_N[score_N]))
+    best = min(after, key=lambda name: float(after[name].sum()))
+    return EVENTS[best](y_N, p_N) if clearly_better(before_N, after[best], user_N) else None
 
 
-def log_loss(y_N: Floats, probability_N: Floats) -> float:
-    """Summed negative log-likelihood in nats."""
+def log_loss(y_N: Floats, probability_N: Floats) -> Floats:
+    """Negative log-likelihood of each label, (N,), in nats."""
     p_N = _inside(probability_N)
-    return float(-(y_N * np.log(p_N) + (1 - y_N) * np.log1p(-p_N)).sum())
+    loss_N: Floats = -(y_N * np.log(p_N) + (1 - y_N) * np.log1p(-p_N))
+    return loss_N
 
 
 def level_rows(

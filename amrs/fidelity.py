@@ -50,21 +50,52 @@ def predict(
     feedback to them, "nowcast" after its last track with its feedback. Engagement and rating: given the
     track and everything before it.
     """
-    model.eval()
-    kind = model.ensemble[0].kinds[signal]
-    # P(y < 1) at the last point, so that the mass on 1 is not smeared over the last cell.
-    grid_G = torch.from_numpy(GRID_G).float().clamp(max=1 - 1e-6)
+    if signal not in AFFECT:
+        return predict_plays(model, data, {signal: label})[signal]
     row_N, step_N = torch.from_numpy(label.row), torch.from_numpy(label.step)
-    mean_N, cdf_NG = torch.zeros(len(row_N)), torch.zeros(len(row_N), len(grid_G))
-    asked = (
-        _sessions(model, data, row_N, step_N, known)
-        if signal in AFFECT
-        else _plays(model, data, row_N, step_N)
-    )
-    for index, answers in asked:
-        mean_N[index] = model.mean(signal, answers[signal])
-        cdf_NG[index] = torch.stack([kind.cdf(p, grid_G) for p in answers[signal]]).mean(0)
-    return Predicted(mean_N.double().numpy(), cdf_NG.double().numpy())
+    into = _Answers(model.eval(), signal, len(row_N))
+    for index, answers in _sessions(model, data, row_N, step_N, known):
+        into.add(index, answers[signal])
+    return into.predicted()
+
+
+@torch.inference_mode()
+def predict_plays(
+    model: WorldModel, data: SessionDataModule, labels: dict[str, Target]
+) -> dict[str, Predicted]:
+    """The same for several signals that are asked at single plays; histories are read once for all."""
+    flat = data.flat
+    token = {name: flat.first_S[label.row] + torch.from_numpy(label.step) for name, label in labels.items()}
+    token_U = torch.cat(list(token.values())).unique()
+    into = {name: _Answers(model.eval(), name, len(label.row)) for name, label in labels.items()}
+    label_U = {name: torch.full((len(token_U),), -1) for name in labels}
+    for name, token_N in token.items():
+        label_U[name][torch.searchsorted(token_U, token_N)] = torch.arange(len(token_N))
+    for index, answers in _plays(model, data, flat.session_N[token_U], flat.step_N[token_U]):
+        for name, answer in into.items():
+            asked = label_U[name][index]
+            answer.add(asked[asked >= 0], [params[asked >= 0] for params in answers[name]])
+    return {name: answer.predicted() for name, answer in into.items()}
+
+
+class _Answers:
+    """Where predictions of one signal are put together, label by label."""
+
+    def __init__(self, model: WorldModel, signal: str, count: int) -> None:
+        self.model, self.signal = model, signal
+        # P(y < 1) at the last point, so that the mass on 1 is not smeared over the last cell.
+        self.grid_G = torch.from_numpy(GRID_G).float().clamp(max=1 - 1e-6)
+        self.mean_N, self.cdf_NG = torch.zeros(count), torch.zeros(count, len(self.grid_G))
+
+    def add(self, index: Tensor, params: list[Tensor]) -> None:
+        """The members' head parameters for labels `index`."""
+        kind = self.model.ensemble[0].kinds[self.signal]
+        self.mean_N[index] = self.model.mean(self.signal, params)
+        self.cdf_NG[index] = torch.stack([kind.cdf(p, self.grid_G) for p in params]).mean(0)
+
+    def predicted(self) -> Predicted:
+        """All of them."""
+        return Predicted(self.mean_N.double().numpy(), self.cdf_NG.double().numpy())
 
 
 def _sessions(

@@ -8,6 +8,7 @@ from amrs.calibration import (
     EVENTS,
     Judged,
     Yesno,
+    clearly_better,
     event_rows,
     fit_events,
     fit_levels,
@@ -113,7 +114,16 @@ def test_events_are_recalibrated_only_where_they_were_wrong() -> None:
 
 
 def test_log_loss_by_hand() -> None:
-    assert log_loss(np.array([1.0, 0.0]), np.array([0.5, 0.75])) == pytest.approx(np.log(2) + np.log(4))
+    found = log_loss(np.array([1.0, 0.0]), np.array([0.5, 0.75]))
+    assert found == pytest.approx([np.log(2), np.log(4)])
+
+
+def test_better_means_more_than_one_standard_error() -> None:
+    before, user = np.array([1.0, 1.0, 1.0]), np.arange(3)
+    # gains .3, .3, 0: sum .6 against sqrt(3) x .1732 = .3; gains .6, -.3, 0: .3 against .79
+    assert clearly_better(before, before - [0.3, 0.3, 0.0], user)
+    assert not clearly_better(before, before - [0.6, -0.3, 0.0], user)
+    assert not clearly_better(before, before - 0.3, np.zeros(3))  # one user is no evidence
 
 
 def test_folds_share_no_user() -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from amrs.data import SessionDataModule
-from amrs.fidelity import distribution_rows, events, kept, predict
+from amrs.fidelity import Predicted, distribution_rows, events, kept, predict, predict_plays
 from amrs.importers.platform import metadata
+from amrs.models.world_model import WorldModel
 from amrs.platform import Platform, load_truth
 from amrs.platform.catalogue import catalogue_table
 from amrs.report import Row
@@ -16,7 +17,7 @@ from amrs.schema import write_log
 from amrs.splits import VALIDATION
 from amrs.stages import world_model
 from amrs.stages.prepare import open_data
-from amrs.targets import Target, targets
+from amrs.targets import AFFECT, Target, targets
 
 FRESH, FRESH_SEED = 2000, 1
 """New users, and which."""
@@ -35,14 +36,21 @@ def rows(run: Run) -> list[Row]:
     fresh = fresh_data(load_truth(truth), run, FRESH)
     part_S, found = data.part_S.numpy(), []
     of_log, of_fresh = ({**targets(d.log), **events(d)} for d in (data, fresh))
-    for signal, label in of_log.items():
-        tuning = kept(label, part_S[label.row] == VALIDATION)
-        test = spread_out(of_fresh[signal], PER_USER.get(signal))
-        known, judged = predict(model, data, signal, tuning), predict(model, fresh, signal, test)
+    tuning = {name: kept(label, part_S[label.row] == VALIDATION) for name, label in of_log.items()}
+    test = {name: spread_out(label, PER_USER.get(name)) for name, label in of_fresh.items()}
+    known, judged = _predicted(model, data, tuning), _predicted(model, fresh, test)
+    for name in tuning:
         found += distribution_rows(
-            signal, (tuning, known), (test, judged), run.config.seed, section.bootstrap, "users:fresh"
-        )
+            name, (tuning[name], known[name]), (test[name], judged[name]), run.config.seed,
+            section.bootstrap, "users:fresh",
+        )  # fmt: skip
     return found
+
+
+def _predicted(model: WorldModel, data: SessionDataModule, labels: dict[str, Target]) -> dict[str, Predicted]:
+    plays = {name: label for name, label in labels.items() if name not in AFFECT}
+    reports = {name: predict(model, data, name, label) for name, label in labels.items() if name in AFFECT}
+    return predict_plays(model, data, plays) | reports
 
 
 def fresh_data(platform: Platform, run: Run, users: int) -> SessionDataModule:
