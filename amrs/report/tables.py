@@ -1,5 +1,6 @@
 """Tables of the page: rows of a report laid out for reading. Only the mean over splits is shown."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -65,6 +66,42 @@ def fidelity_groups(report: Report) -> Table | None:
         row.split == "mean" and row.group != "all" and (row.signal, row.metric) in MAIN_FIT
     ]  # fmt: skip
     return _by_group(rows, MAIN_FIT, "Fit of the world model by group")
+
+
+_TRUST = (
+    (("users",), ("coverage_50", "coverage_80", "coverage_95", "pit_ks", "ece"), "world_model",
+     "Calibration on fresh listeners"),
+    (("users",), ("coverage_50", "coverage_80", "coverage_95", "pit_ks", "ece"), "recalibrated",
+     "Calibration on fresh listeners, recalibrated on validation users"),
+    (("distance", "mode"), ("ignorance_sd",), "world_model", "How far the members disagree"),
+    (("genres",), ("ignorance_auroc",), "world_model", "Does disagreement find the worst tenth of errors?"),
+    (("horizon",), ("trusted_horizon",), "world_model", "Trusted horizon (tracks)"),
+    (("horizon",), ("rollout_error", "rollout_bias"), "world_model", "Error of replays by horizon"),
+    (("compared",), ("distance_w1", "told_apart"), "world_model", "Simulated sessions against logged ones"),
+    (("compared",), ("distance_w1", "told_apart"), "production", "The platform's own sessions, drawn again"),
+    (("missing",), ("report_mean_reported", "report_mean_weighted", "report_mean_true"), "world_model",
+     "Mean report: of those given, weighted, and of all"),
+    (("gamma",), ("report_mean_bounds", "r2_bounds"), "world_model",
+     "Bounds if the odds of a report differ by a factor from those predicted"),
+)  # fmt: skip
+"""Groups, metrics, subject and caption of the tables that studies of trust fill."""
+
+
+def trust_tables(report: Report) -> list[Table]:
+    """What studies of calibration, ignorance, rollouts and missing reports found."""
+    tables = []
+    for kinds, metrics, subject, caption in _TRUST:
+        rows = [
+            row for row in report.rows
+            if row.section == "fidelity" and row.split == "mean" and row.subject == subject
+            and row.metric in metrics and row.group.partition(":")[0] in kinds
+        ]  # fmt: skip
+        signals = dict.fromkeys(row.signal for row in rows)
+        pairs = [(signal, metric) for metric in metrics for signal in signals]
+        table = _by_group(rows, pairs, caption)
+        if table is not None:
+            tables.append(table)
+    return tables
 
 
 def gain_table(report: Report) -> Table | None:
@@ -186,7 +223,7 @@ def _grid(
 
 
 def _by_group(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], caption: str) -> Table | None:
-    groups = sorted({row.group for row in rows}, key=lambda name: (name.partition(":")[0], name))
+    groups = sorted({row.group for row in rows}, key=_natural)
     shown = [pair for pair in pairs if any((row.signal, row.metric) == pair for row in rows)]
     if not groups or not shown:
         return None
@@ -202,6 +239,14 @@ def _by_group(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], caption: st
             line += [_cell(row), Cell(f"{row.n:,}" if row else "")]
         lines.append(line)
     return Table(caption, header, lines)
+
+
+def _natural(group: str) -> list[tuple[int, float, str]]:
+    """A key that sorts numbers in a group's name by size."""
+    return [
+        (0, float(part), "") if re.fullmatch(r"\d+(\.\d+)?", part) else (1, 0.0, part)
+        for part in re.split(r"[: ]", group)
+    ]
 
 
 def _of(signal: str, metric: str) -> str:
