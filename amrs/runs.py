@@ -57,6 +57,8 @@ _PROTOCOL = {"mccv": ("splits",), "kfold": ("folds", "repeats")}
 """Settings of an evaluation that count under one protocol only."""
 _NOT_OF_A_STUDY = ("chapters", "studies", "protocol", "splits", "folds", "repeats")
 """Settings of an evaluation that its studies do not depend on."""
+_OF_STUDIES = ("worlds", "curve")
+"""Settings that only studies depend on."""
 
 
 class RunError(RuntimeError):
@@ -258,7 +260,7 @@ def result_settings(stage: str, config: Config) -> dict[str, Any]:
     if stage == "evaluate":
         section = config.evaluate
         idle = _PROTOCOL["mccv" if section.protocol == "kfold" else "kfold"]
-        idle += _NOT_OF_A_STUDY if section.study is not None else ()
+        idle += _OF_STUDIES if section.study is None else _NOT_OF_A_STUDY
         reads["evaluate"] = {key: x for key, x in reads["evaluate"].items() if key not in idle}
     return reads
 

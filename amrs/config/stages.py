@@ -187,7 +187,8 @@ PolicyName = Literal[
 ]  # fmt: skip
 Chapter = Literal["fidelity", "policies"]
 StudyName = Literal[
-    "ablations", "calibration", "ignorance", "rollouts", "missing", "off_policy", "choosing", "optimism"
+    "ablations", "calibration", "ignorance", "rollouts", "missing", "off_policy", "choosing", "optimism",
+    "ceilings", "cold_start", "effects",
 ]  # fmt: skip
 
 
@@ -237,6 +238,10 @@ class EvaluateConfig:
     """kfold: parts that the users are cut into, 2 or more."""
     repeats: int = 4
     """kfold: times that they are cut (data.split.seed, +1, ...), 1 or more."""
+    worlds: int = 60
+    """effects: small worlds over which the uplift slope's intervals are counted, 1 or more."""
+    curve: list[int] = field(default_factory=lambda: [100, 300, 939, 3000, 10000])
+    """effects, ceilings: users of the platform for which a world model is trained, each 20 or more."""
     horizon: int | None = None
     """Tracks imagined from a session's start, 1 or more; null is the median length of logged sessions."""
     sessions: int = 400
@@ -263,7 +268,8 @@ class EvaluateConfig:
             "mccv, unless evaluate.chapters=fidelity",
         )
         check(self.folds >= 2, "evaluate.folds", self.folds, "2 or more")
-        for key in ("splits", "repeats", "sessions"):
+        check(all(n >= 20 for n in self.curve), "evaluate.curve", self.curve, "each 20 or more")
+        for key in ("splits", "repeats", "sessions", "worlds"):
             check(getattr(self, key) >= 1, f"evaluate.{key}", getattr(self, key), "1 or more")
         check(
             self.horizon is None or self.horizon >= 1, "evaluate.horizon", self.horizon, "1 or more, or null"

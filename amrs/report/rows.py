@@ -21,7 +21,7 @@ SECTIONS = (
 )  # fmt: skip
 MODELS = (
     "world_model", "recalibrated", "track_blind", "persistence_pre", "persistence_last", "user_mean", "ridge",
-    "boosting", "best_baseline",
+    "boosting", "best_baseline", "full_information", "history_ceiling",
 )  # fmt: skip
 POLICIES = (
     "random", "popularity", "production", "copycat", "greedy", "boltzmann", "soft_boltzmann", "best_of_n",
@@ -43,11 +43,13 @@ METRICS = (
     "report_mean_reported", "report_mean_weighted", "report_mean_true", "report_mean_nearer",
     "report_mean_bounds", "r2_reported", "r2_weighted", "r2_true", "r2_nearer", "r2_bounds",
     "effective_share",
+    "slope_coverage", "share_of_ceiling", "too_few_users",
 )  # fmt: skip
 # ablation:<name>, dpo:<sampler>, dpo:<sampler>:<loss>, tilt:<of a policy, by its property and strength>
 _VARIANT = re.compile(r"ablation:\w+|dpo:\w+(:\w+)?|tilt:[\w.]+")
 GROUPS = ("cohort", "mode", "known", "bin", "users", "horizon", "gamma", "distance", "genres", "compared",
-          "perturbed", "history", "worst", "world", "missing", "estimator", "propensities")  # fmt: skip
+          "perturbed", "history", "worst", "world", "missing", "estimator", "propensities", "sessions",
+          "reports", "pre_report")  # fmt: skip
 """Kinds of groups: a group is "all" or <kind>:<name>."""
 _GROUP = re.compile(rf"all|({'|'.join(GROUPS)}):\S.*")
 

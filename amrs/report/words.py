@@ -12,6 +12,10 @@ LABELS = {
     "persistence_pre": "Copy the pre-session report", "persistence_last": "Copy the last report",
     "user_mean": "Running mean of the user", "ridge": "Ridge regression", "boosting": "Gradient boosting",
     "best_baseline": "Best baseline on validation users",
+    "full_information": "Ceiling: the true state", "history_ceiling": "Ceiling: ten times the users",
+    "slope_coverage": "Worlds whose interval holds the true slope",
+    "share_of_ceiling": "Share of the ceiling",
+    "too_few_users": "Users, too few for a figure",
     "random": "Random", "popularity": "Popularity", "production": "Production", "copycat": "Copycat",
     "greedy": "Greedy", "boltzmann": "Boltzmann", "soft_boltzmann": "Soft-Q Boltzmann",
     "best_of_n": "Best of N", "dpo": "DPO", "realised": "Realised", "predicted": "Predicted by the judge",
@@ -174,7 +178,7 @@ def model_findings(report: Report) -> list[Finding]:
     for signal, metric in MAIN_FIT:
         rows = {row.subject: row for row in report.find(section="fidelity", signal=signal, metric=metric)}
         model = rows.get("world_model")
-        own = ("world_model", "recalibrated", "track_blind")
+        own = ("world_model", "recalibrated", "track_blind", "full_information", "history_ceiling")
         others = [row for name, row in rows.items() if name in MODELS and name not in own]
         if model is None or not others:
             continue

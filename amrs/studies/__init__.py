@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from amrs.config.graph import Config
 from amrs.report import Row
 from amrs.runs import Run
-from amrs.studies import ablations, calibration, choosing, ignorance, missing, off_policy, optimism, rollouts
+from amrs.studies import (
+    ablations, calibration, ceilings, choosing, cold_start, effects, ignorance, missing, off_policy, optimism,
+    rollouts,
+)  # fmt: skip
 
 
 def _no_parts(config: Config) -> dict[str, Config]:
@@ -42,4 +45,7 @@ STUDIES: dict[str, Study] = {
     "ignorance": Study(ignorance.rows, parts=ignorance.parts),
     "rollouts": Study(rollouts.rows, ("prepare", "world_model", "bc")),
     "missing": Study(missing.rows, parts=missing.parts),
+    "ceilings": Study(ceilings.rows, parts=ceilings.parts),
+    "cold_start": Study(cold_start.rows, parents=("prepare",), parts=cold_start.parts),
+    "effects": Study(effects.rows, parents=(), parts=effects.parts),
 }

@@ -1,0 +1,153 @@
+"""How good could predictions be? Two ceilings: the truth itself, and what history allows.
+
+Full information: expectations from the platform's true state, so only chance is left. History: the world
+model's learning curve over numbers of users, extrapolated to ten times the command's training users.
+Shape suffixes: B sessions, T tracks, N labels, J sizes of the log.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from amrs.config.graph import Config
+from amrs.data import SessionDataModule
+from amrs.fidelity import kept, model_table
+from amrs.histories import played_before
+from amrs.platform import Platform, load_truth
+from amrs.predictions import fit_rows, table
+from amrs.report import Row
+from amrs.runs import Run, RunError
+from amrs.splits import TEST, TRAIN
+from amrs.stages import world_model
+from amrs.stages.prepare import open_data
+from amrs.studies.effects import of_size
+from amrs.targets import AFFECT, targets, training_mean
+from amrs.track_effects import DRAWS
+
+TIMES = 10
+"""Training users, in multiples of the command's, at which the learning curve is read."""
+POWERS = np.arange(0.1, 2.01, 0.05)
+"""Exponents of the learning curve that are tried."""
+
+
+class Curve(NamedTuple):
+    """value(n) = limit - fall * n ** -power."""
+
+    limit: float
+    fall: float
+    power: float
+
+    def at(self, users: float) -> float:
+        """The figure with so many training users."""
+        return float(self.limit - self.fall * users**-self.power)
+
+
+def parts(config: Config) -> dict[str, Config]:
+    """A world model for each size of the log."""
+    if config.data.name != "platform":
+        raise RunError(
+            f"evaluate.study=ceilings needs the truth, which data={config.data.name} does not have: "
+            "give data=platform"
+        )
+    return {f"users_{n}": of_size(config, n) for n in config.evaluate.curve}
+
+
+def rows(run: Run) -> list[Row]:
+    """Both ceilings, the learning curve, and the share of the history ceiling that the model reaches."""
+    section, seed = run.config.evaluate, run.config.seed
+    data = open_data(run)
+    platform = load_truth(run.parents["prepare"].folder / "truth")
+    found = fit_rows(full_information(platform, data), section.bootstrap, seed)
+    own = _figures(run.parents["world_model"].folder, data, section.bootstrap, seed)
+    curve: dict[int, list[Row]] = {len(data.users(TRAIN)): own}
+    for n in section.curve:
+        part = run.parents[f"users_{n}"]
+        log = open_data(part)
+        users = len(log.users(TRAIN))
+        if users not in curve:
+            curve[users] = _figures(part.folder, log, section.bootstrap, seed)
+    for users, measured in curve.items():
+        found += [replace(row, group=f"users:{users}") for row in measured if row.group == "all"]
+    return found + ceiling_rows(curve, len(data.users(TRAIN)))
+
+
+def _figures(folder: Path, data: SessionDataModule, draws: int, seed: int) -> list[Row]:
+    frame = model_table("world_model", world_model.load(folder, data), data)
+    return [row for row in fit_rows(frame, draws, seed) if row.metric in ("r2", "auroc")]
+
+
+def ceiling_rows(curve: Mapping[int, Sequence[Row]], users: int) -> list[Row]:
+    """What history allows by the learning curve, and the share of it that `users` training users give.
+
+    The share of an AUROC is that of its distance from .5.
+    """
+    values: dict[tuple[str, str, str], dict[int, Row]] = {}
+    for n, measured in curve.items():
+        for row in measured:
+            values.setdefault((row.signal, row.metric, row.group), {})[n] = row
+    found = []
+    for (_, metric, group), by_users in values.items():
+        if len(by_users) < 3 or users not in by_users or not (group == "all" or group.startswith("known:")):
+            continue
+        chance = 0.5 if metric == "auroc" else 0.0
+        fitted = fit_curve(list(by_users), [row.value for row in by_users.values()])
+        limit, own = fitted.at(TIMES * users), by_users[users]
+        found.append(replace(own, subject="history_ceiling", value=limit, low=None, high=None))
+        if limit > chance:
+            share = (own.value - chance) / (limit - chance)
+            found.append(replace(own, metric="share_of_ceiling", value=share, low=None, high=None,
+                                 unit="fraction"))  # fmt: skip
+    return found
+
+
+def fit_curve(users_J: Sequence[int], value_J: Sequence[float]) -> Curve:
+    """The power law of least squared error; the fall is not below 0, as more users never harm."""
+    y_J, best = np.asarray(value_J, np.float64), Curve(float(np.mean(value_J)), 0.0, 1.0)
+    least = float(np.square(y_J - best.limit).sum())
+    for power in POWERS:
+        x_J = np.asarray(users_J, np.float64) ** -power
+        fall = -float(np.cov(x_J, y_J, bias=True)[0, 1] / x_J.var())
+        limit = float(y_J.mean() + fall * x_J.mean())
+        error = float(np.square(y_J - limit + fall * x_J).sum())
+        if fall > 0 and error < least:
+            least, best = error, Curve(limit, fall, float(power))
+    return best
+
+
+@torch.inference_mode()
+def full_information(platform: Platform, data: SessionDataModule) -> pd.DataFrame:
+    """Expectations of test users' labels from the true state, as a table of predictions."""
+    labels, part_S = targets(data.log), data.part_S.numpy().astype(np.int8)
+    means = training_mean(labels, part_S)
+    row_B = data.rows(TEST)
+    played_BT = played_before(data.flat, row_B, data.flat.length_S[row_B])
+    replayed = _replayed(platform, row_B, played_BT)
+    ahead = platform.oracle(row_B, played_BT, DRAWS)
+    tables = []
+    for signal, label in labels.items():
+        held_out = kept(label, part_S[label.row] == TEST)
+        at_N = torch.searchsorted(row_B, torch.from_numpy(held_out.row))
+        along_N = replayed[signal][at_N, torch.from_numpy(held_out.step)].numpy()
+        name = "full_information"
+        columns = {name: along_N}
+        if signal in AFFECT:
+            columns = {name: ahead[signal][at_N].numpy(), f"{name}@nowcast": along_N}
+        tables.append(table(signal, held_out, means[signal], columns, data.log.metadata, ""))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _replayed(platform: Platform, row_B: Tensor, played_BT: Tensor) -> dict[str, Tensor]:
+    """Expected signals (B, T) of each logged play, from the state that the listener truly was in."""
+    environment = platform.environment(after_logs=False)
+    state = environment.start(row_B, platform.log_key(row_B))
+    steps = []
+    for t in range(played_BT.shape[1]):
+        state, _, expected = environment.step(state, played_BT[:, t].clamp(min=0), t)
+        steps.append(expected)
+    return {name: torch.stack([step[name] for step in steps], 1) for name in steps[0]}

@@ -1,0 +1,96 @@
+"""Cold start by what is known of a listener: how many sessions and reports came before, and a report now.
+
+From the stored predictions of an evaluation. A group of few listeners is no ground for a claim: it is named
+with its number of listeners and gets no figure.
+Shape suffixes: N labels, S sessions.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from amrs.config.graph import Config
+from amrs.data import SessionDataModule
+from amrs.predictions import KEYS, fit_rows, labels, pooled
+from amrs.report import Row
+from amrs.runs import Run
+from amrs.stages.prepare import open_data
+from amrs.targets import AFFECT, Columns, Floats, Ints, columns
+
+SUBJECTS = ("world_model", "track_blind", "best_baseline")
+BINS = ((0, "0"), (1, "1"), (2, "2-4"), (5, "5+"))
+"""Least number of each bin, and its name."""
+FEWEST = 10
+"""Listeners below which a group gets no figure."""
+
+
+def parts(config: Config) -> dict[str, Config]:
+    """The evaluation of the world model whose predictions are read."""
+    section = replace(
+        config.evaluate, chapters=["fidelity"], study=None, studies=[], protocol="mccv", splits=1
+    )
+    return {"fidelity": replace(config, stage="evaluate", evaluate=section)}
+
+
+def rows(run: Run) -> list[Row]:
+    """Figures by what was known, of the world model, its track-blind self and the best baseline."""
+    frame = pooled([run.parents["fidelity"].folder])
+    frame = frame[[name for name in frame if name in (*KEYS, "part", *SUBJECTS)]]
+    data = open_data(run)
+    found = []
+    for signal, mine in frame.groupby("signal", sort=False):
+        for group, keep_N in groups(str(signal), mine, data):
+            found += group_rows(mine[keep_N], group, run.config.evaluate.bootstrap, run.config.seed)
+        for kind in ("cohort", "mode"):  # their figures stand in the report already
+            for name, part in mine.groupby(kind):
+                if str(name) and part["user"].nunique() < FEWEST:
+                    found.append(_too_few(part, f"{kind}:{name!s}"))
+    return found
+
+
+def groups(signal: str, frame: pd.DataFrame, data: SessionDataModule) -> Iterator[tuple[str, np.ndarray]]:
+    """Names of the groups and the rows of each."""
+    flat = columns(data.log)
+    row_N = frame["row"].to_numpy()
+    reported_S = flat.session_S[f"post_{signal}"] if signal in AFFECT else flat.session_S["post_valence"]
+    for kind, count_N in (
+        ("sessions", before(np.ones(len(flat.user_S)), flat.user_S)[row_N]),
+        ("reports", before(~np.isnan(reported_S), flat.user_S)[row_N]),
+    ):
+        bin_N = np.searchsorted([least for least, _ in BINS], count_N, side="right") - 1
+        for code, (_, name) in enumerate(BINS):
+            yield f"{kind}:{name}", bin_N == code
+    given_N = ~np.isnan(_pre_report(flat, signal)[row_N])
+    yield "pre_report:given", given_N
+    yield "pre_report:missing", ~given_N
+
+
+def _pre_report(flat: Columns, signal: str) -> Floats:
+    return flat.session_S[f"pre_{signal}"] if signal in AFFECT else flat.session_S["pre_valence"]
+
+
+def before(counts_S: np.ndarray, user_S: Ints) -> Ints:
+    """How much counted in each user's earlier sessions, (S,); users' sessions stand together, in time."""
+    total_S = np.concatenate([[0], np.cumsum(counts_S)])[:-1]
+    earlier_S: Ints = (total_S - total_S[np.searchsorted(user_S, user_S)]).astype(np.int64)
+    return earlier_S
+
+
+def group_rows(frame: pd.DataFrame, group: str, draws: int, seed: int) -> list[Row]:
+    """Main figures of one group, or one row that names it as too small."""
+    if frame.empty:
+        return []
+    if frame["user"].nunique() < FEWEST:
+        return [_too_few(frame, group)]
+    whole = frame.assign(cohort="", mode="")
+    return [
+        replace(row, group=group) for row in fit_rows(whole, draws, seed) if row.metric in ("r2", "auroc")
+    ]
+
+
+def _too_few(frame: pd.DataFrame, group: str) -> Row:
+    signal, users = str(frame["signal"].iloc[0]), frame["user"].nunique()
+    return Row("fidelity", "world_model", signal, "too_few_users", "mean", group, float(users), None, None,
+               labels(frame), "users")  # fmt: skip

@@ -1,0 +1,188 @@
+"""Are predicted track effects real, and may the uplift slope be believed about it?
+
+On logs only the uplift slope is known: held-out reports' residual regressed on the predicted track effect. On
+small worlds the truth is known too, so its interval from a few listeners is held against two true slopes, of
+the other test listeners: of the true effect of the tracks that were played (the oracle's expectation with
+them, less its mean over lists that production would have played then), and of the same regression without
+sampling error.
+Shape suffixes: N labels, B sessions, C lists of tracks, T tracks of a list, W worlds.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from amrs.config.data import SplitConfig
+from amrs.config.graph import Config
+from amrs.data import SessionDataModule
+from amrs.fidelity import model_table
+from amrs.histories import played_before
+from amrs.noise import hash_keys
+from amrs.outcomes import LUCK, choose_sessions
+from amrs.platform import Platform, load_truth
+from amrs.report import Row
+from amrs.runs import Run, RunError
+from amrs.stages import world_model
+from amrs.stages.prepare import open_data
+from amrs.targets import AFFECT, Floats
+from amrs.track_effects import DRAWS, LISTS, likely_lists, slope_of, true_effect_rows, uplift_slope
+
+USERS, TRACKS, ARTISTS = 300, 300, 40
+"""Size of a small world: 60 users train, 15 validate, 225 test."""
+VALIDATION, TEST = 0.05, 0.75
+MEASURED = 30
+"""Test users whose reports give a world's uplift slope; the others give the truth."""
+_Z = 1.959964
+
+
+class Slopes(NamedTuple):
+    """One signal of one world."""
+
+    value: float
+    low: float
+    high: float
+    true: float
+    """Slope of the true on the predicted effect."""
+    regression: float
+    """The uplift slope among the other test users."""
+
+
+def parts(config: Config) -> dict[str, Config]:
+    """A world model in each small world, and one for each number of users of the learning curve."""
+    if config.data.name != "platform":
+        raise RunError(
+            f"evaluate.study=effects needs the truth, which data={config.data.name} does not have: "
+            "give data=platform"
+        )
+    worlds = {f"world_{k}": _small(config, k) for k in range(config.evaluate.worlds)}
+    return worlds | {f"users_{n}": of_size(config, n) for n in config.evaluate.curve}
+
+
+def _small(config: Config, k: int) -> Config:
+    platform = replace(
+        config.data.platform, seed=config.data.platform.seed + 1000 + k, users=USERS, tracks=TRACKS,
+        artists=ARTISTS,
+    )  # fmt: skip
+    split = SplitConfig(seed=config.data.split.seed + k, validation=VALIDATION, test=TEST)
+    return replace(config, stage="world_model", data=replace(config.data, platform=platform, split=split))
+
+
+def of_size(config: Config, users: int) -> Config:
+    """A world model on the log of so many users of the same world."""
+    platform = replace(config.data.platform, users=users)
+    return replace(config, stage="world_model", data=replace(config.data, platform=platform))
+
+
+def rows(run: Run) -> list[Row]:
+    """Coverage of the uplift slope over small worlds; true effects per number of training users."""
+    section, seed = run.config.evaluate, run.config.seed
+    found: list[Row] = []
+    worlds = [slopes(run.parents[f"world_{k}"], section.bootstrap, seed) for k in range(section.worlds)]
+    for signal in AFFECT:
+        found += coverage_rows(signal, [world[signal] for world in worlds if signal in world])
+    for users in section.curve:
+        part = run.parents[f"users_{users}"]
+        data, platform = open_data(part), _truth(part)
+        model = world_model.load(part.folder, data)
+        sessions = choose_sessions(data, section.sessions, section.horizon, seed)
+        production = platform.production()
+        log_p_BK = production.logits(production.start(sessions.row_B))
+        lists_BCT = likely_lists(log_p_BK, sessions.key_B, LISTS, sessions.horizon)
+        measured = true_effect_rows(model, data, platform, sessions.row_B, lists_BCT, section.bootstrap, seed)
+        training = len(data.users(0))
+        found += [replace(row, group=f"users:{training}") for row in measured]
+    return found
+
+
+def slopes(part: Run, draws: int, seed: int) -> dict[str, Slopes]:
+    """The uplift slope of one small world by signal, its interval, and the two true slopes."""
+    data, platform = open_data(part), _truth(part)
+    frame = model_table("world_model", world_model.load(part.folder, data), data, signals=AFFECT)
+    user_U = np.random.default_rng(seed).permutation(frame["user"].unique())
+    few_N = frame["user"].isin(user_U[:MEASURED]).to_numpy()
+    row_B = torch.from_numpy(np.unique(frame["row"][~few_N]))
+    true = played_effects(platform, data, row_B, seed)
+    found = {}
+    for signal in AFFECT:
+        mine_N = (frame["signal"] == signal).to_numpy()
+        few, rest = frame[mine_N & few_N], frame[mine_N & ~few_N]
+        estimate = uplift_slope(*_columns(few), few["user"].to_numpy(), draws, seed)
+        y_N, given_N, blind_N = _columns(rest)
+        effect_N = true[signal][torch.searchsorted(row_B, torch.from_numpy(rest["row"].to_numpy()))].numpy()
+        if estimate.low is not None and estimate.high is not None:
+            found[signal] = Slopes(
+                estimate.value, estimate.low, estimate.high,
+                slope(given_N - blind_N, effect_N), slope(given_N - blind_N, y_N - blind_N),
+            )  # fmt: skip
+    return found
+
+
+def _columns(frame: pd.DataFrame) -> tuple[Floats, Floats, Floats]:
+    """Reports, predictions given the tracks, and track-blind ones."""
+    value, given, blind = (
+        frame[name].to_numpy(np.float64) for name in ("value", "world_model", "world_model@forecast")
+    )
+    return value, given, blind
+
+
+def slope(x_N: np.ndarray, y_N: np.ndarray) -> float:
+    """Least-squares slope with intercept of y on x."""
+    ones_N = np.ones_like(x_N)
+    return float(slope_of(np.stack([ones_N, x_N, y_N, x_N * x_N, x_N * y_N], -1).sum(0)))
+
+
+def played_effects(
+    platform: Platform, data: SessionDataModule, row_B: Tensor, seed: int
+) -> dict[str, Tensor]:
+    """True effect (B,) of the tracks that sessions `row_B` had, against lists that production would play.
+
+    The same listener, state and mode, and the same chance, in expectation over `DRAWS` simulations.
+    """
+    length_B = data.flat.length_S[row_B]
+    played_BT = played_before(data.flat, row_B, length_B)
+    production = platform.production()
+    log_p_BK = production.logits(production.start(row_B))
+    other_BCT = likely_lists(log_p_BK, hash_keys(seed, LUCK, row_B), LISTS, played_BT.shape[1])
+    other_BCT = other_BCT.where((played_BT >= 0)[:, None], -1)
+    with_played = platform.oracle(row_B, played_BT, DRAWS)
+    others = [platform.oracle(row_B, other_BCT[:, c], DRAWS) for c in range(LISTS)]
+    return {x: with_played[x] - torch.stack([other[x] for other in others]).mean(0) for x in AFFECT}
+
+
+def coverage_rows(signal: str, worlds: Sequence[Slopes]) -> list[Row]:
+    """Share of worlds whose interval holds the true slope (Wilson 1927), and the mean slopes over worlds."""
+    if not worlds:
+        return []
+    values_W = np.array(worlds)
+    low_W, high_W = values_W[:, 1], values_W[:, 2]
+    found = []
+    for group, column in (("all", 3), ("compared:regression", 4)):
+        inside_W = (low_W <= values_W[:, column]) & (values_W[:, column] <= high_W)
+        estimate = wilson(int(inside_W.sum()), len(worlds))
+        found.append(Row("fidelity", "world_model", signal, "slope_coverage", "mean", group, *estimate,
+                         len(worlds), "fraction"))  # fmt: skip
+    for metric, column, unit in (("uplift_slope", 0, "residual per predicted"),
+                                 ("effect_slope", 3, "true per predicted")):  # fmt: skip
+        mean = float(values_W[:, column].mean())
+        half = _Z * float(values_W[:, column].std(ddof=1)) / math.sqrt(len(worlds)) if len(worlds) > 1 else 0
+        found.append(Row("fidelity", "world_model", signal, metric, "mean", "world:mean", mean, mean - half,
+                         mean + half, len(worlds), unit))  # fmt: skip
+    return found
+
+
+def wilson(hits: int, count: int) -> tuple[float, float, float]:
+    """A share with its 95 % interval (Wilson 1927)."""
+    share, z2 = hits / count, _Z * _Z
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = _Z / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
+    return share, max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def _truth(part: Run) -> Platform:
+    return load_truth(part.parents["prepare"].folder / "truth")
