@@ -250,6 +250,11 @@ def terminal_table(report: Report) -> str:
             [label(name), *(_short(report, "diversity", name, "all", metric) for metric in shown)] for name
             in names
         )])  # fmt: skip
+    if not blocks and report.rows:  # a study with figures of its own kind
+        blocks.append([["figure", "signal", "group", "value"], *(
+            [f"{label(row.subject)}: {label(row.metric)}", label(row.signal), label(row.group), cell(row)]
+            for row in report.rows if row.split == "mean"
+        )])  # fmt: skip
     return "\n\n".join(_align(block) for block in blocks) or "The report holds no figures yet."
 
 

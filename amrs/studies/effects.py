@@ -114,7 +114,8 @@ def slopes(part: Run, draws: int, seed: int) -> dict[str, Slopes]:
         few, rest = frame[mine_N & few_N], frame[mine_N & ~few_N]
         estimate = uplift_slope(*_columns(few), few["user"].to_numpy(), draws, seed)
         y_N, given_N, blind_N = _columns(rest)
-        effect_N = true[signal][torch.searchsorted(row_B, torch.from_numpy(rest["row"].to_numpy()))].numpy()
+        row_N = torch.tensor(rest["row"].tolist())
+        effect_N = true[signal][torch.searchsorted(row_B, row_N)].numpy()
         if estimate.low is not None and estimate.high is not None:
             found[signal] = Slopes(
                 estimate.value, estimate.low, estimate.high,
