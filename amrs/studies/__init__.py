@@ -35,12 +35,12 @@ class Study:
     They are ordinary runs: made where they are missing, resumed, never made twice."""
 
 
-_POLICIES = ("prepare", "labeller", "judge", "bc", "preferences", "dpo")
+_POLICIES = ("prepare", "labeller", "judge", "bc", "preferences")
 STUDIES: dict[str, Study] = {
     "ablations": Study(ablations.rows, parts=ablations.parts),
     "off_policy": Study(off_policy.rows, parents=()),
     "choosing": Study(choosing.rows, parents=_POLICIES),
-    "optimism": Study(optimism.rows, parents=_POLICIES, parts=optimism.parts),
+    "optimism": Study(optimism.rows, parents=(*_POLICIES, "dpo"), parts=optimism.parts),
     "calibration": Study(calibration.rows),
     "ignorance": Study(ignorance.rows, parts=ignorance.parts),
     "rollouts": Study(rollouts.rows, ("prepare", "world_model", "bc")),
