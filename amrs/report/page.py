@@ -122,8 +122,13 @@ def _pairs(value: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 
 _DATA = (
-    "What was logged, before any split. A column that begins with missing is the share without that label; "
-    "missing is left missing, never filled in, and reports are seldom missing at random."
+    "Cold start here means listeners that nothing was trained on. Users are ranked by a salted hash of their "
+    "id and cut at exact counts, so no user, session or label is in two parts. Training users give every "
+    "parameter and statistic; validation users decide when training stops, what the baselines' settings are "
+    "and how predictions are recalibrated; test users give the figures. Tracks are shared between the parts. "
+    "When a session is predicted, what the same user did and reported before it is an input; its own final "
+    "report never is. Counts below are of the first split. A column that begins with missing is the share "
+    "without that label; missing is left missing, never filled in, and reports are seldom missing at random."
 )
 _MODEL = (
     "Every policy below was trained and judged inside a learned model of listeners. It was fitted to "

@@ -220,12 +220,20 @@ def data_summary(data: SessionDataModule) -> list[dict[str, object]]:
             "users": len(flat.user_S[keep_S].unique()),
             "sessions": int(keep_S.sum()),
             "plays": int(play_N.sum()),
+            "tracks": len(flat.track_N[play_N].unique()),
+            "valence_reports": _given(flat.report_S2[keep_S][:, 0]),
+            "arousal_reports": _given(flat.report_S2[keep_S][:, 1]),
+            "ratings": _given(feedback_P4[:, 1]),
             "missing_valence_report": _missing(flat.report_S2[keep_S][:, 0]),
             "missing_pre_report": _missing(flat.pre_report_S2[keep_S][:, 0]),
             "missing_rating": _missing(feedback_P4[:, 1]),
             "missing_engagement": _missing(feedback_P4[:, 0]),
         })  # fmt: skip
     return lines
+
+
+def _given(values: torch.Tensor) -> int:
+    return int((~values.isnan()).sum())
 
 
 def _missing(values: torch.Tensor) -> float:

@@ -13,7 +13,16 @@ from amrs.config.graph import Config
 from amrs.report import Row
 from amrs.runs import Run
 from amrs.studies import (
-    ablations, calibration, ceilings, choosing, cold_start, effects, ignorance, missing, off_policy, optimism,
+    ablations,
+    calibration,
+    ceilings,
+    choosing,
+    cold_start,
+    effects,
+    ignorance,
+    missing,
+    off_policy,
+    optimism,
     rollouts,
 )  # fmt: skip
 
