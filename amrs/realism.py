@@ -191,7 +191,9 @@ def features(told: Told, data: SessionDataModule) -> Floats:
     played_BT = told.track_BT >= 0
     count_B = played_BT.sum(1)
     e_BT, last_B1 = told.engagement_BT, (count_B - 1)[:, None]
-    pair_BT = (e_BT[:, 1:] - e_BT.nanmean()) * (e_BT[:, :-1] - e_BT.nanmean())
+    # About the session's own mean: one of the whole side would name the side wherever all was heard out.
+    apart_BT = e_BT - e_BT.nanmean(1, keepdim=True)
+    pair_BT = apart_BT[:, 1:] * apart_BT[:, :-1]
     centred_KE = data.embedding_KE - data.embedding_KE.mean(0)
     unit_KE = torch.nn.functional.normalize(centred_KE, dim=1)
     _, _, axes_EE = torch.linalg.svd(centred_KE, full_matrices=False)

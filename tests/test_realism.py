@@ -101,6 +101,13 @@ def test_a_classifier_tells_apart_only_what_differs() -> None:
         assert low < metrics.auroc(label, score) < high
 
 
+def test_a_sessions_features_do_not_depend_on_the_other_sessions(data: SessionDataModule) -> None:
+    """Else a classifier would know the side by a figure that all of its sessions share."""
+    told = logged_sessions(data, torch.arange(8))
+    alone = Told(*(x[:3] for x in told))
+    np.testing.assert_allclose(features(alone, data), features(told, data)[:3], atol=1e-6)
+
+
 def test_features_see_no_user(data: SessionDataModule) -> None:
     row_B = torch.arange(8)
     told = logged_sessions(data, row_B)

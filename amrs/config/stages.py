@@ -248,7 +248,7 @@ class EvaluateConfig:
     """Test sessions rolled out for each policy, spread evenly over test users; 1 or more."""
     bootstrap: int = 1000
     """Bootstrap draws of users for each interval, 100 or more."""
-    tolerance: float = 0.1
+    tolerance: float = 0.15
     """Error in scale points that a trusted horizon allows (90 % upper bound), above 0; for study rollouts."""
     policies: list[PolicyName] = field(default_factory=lambda: list(get_args(PolicyName)))
     """Policies to compare; Copycat always is, production only where there is a platform."""
