@@ -117,6 +117,11 @@ def tag(figure: Figure, axes: Axes, points: Sequence[tuple[str, float, float]]) 
         )  # fmt: skip
 
 
+def drawn(title: str, figure: Figure, alt: str) -> Panel:
+    """The finished panel of a figure that is not made of rows."""
+    return Panel(title, _svg(figure), alt)
+
+
 def panel(title: str, figure: Figure, subject: str, rows: Sequence[Row], by: str = "subject") -> Panel:
     """The finished panel, with its figures as text."""
     sections = {row.section for row in rows}

@@ -1,5 +1,8 @@
 """Figures of the page: which rows of a report go into which panel."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from amrs.report.canvas import (
     DASHED,
     PLACEHOLDERS,
@@ -8,6 +11,7 @@ from amrs.report.canvas import (
     canvas,
     cross,
     dot,
+    drawn,
     line,
     name_places,
     panel,
@@ -18,6 +22,8 @@ from amrs.report.rows import MODELS, POLICIES, Report, Row
 from amrs.report.tables import lead_section
 from amrs.report.words import GAIN_SECTIONS, MAIN_FIT, cell, counts, label, subjects
 
+_PATHS = {"copycat": ("other", "o"), "dpo": ("judge", "D")}
+"""Colour and marker of each policy of an example."""
 _BEFORE_AFTER = {"world_model": ("model", "o"), "recalibrated": ("other", "^")}
 """Colour and marker of the world model and of it recalibrated."""
 
@@ -40,6 +46,30 @@ def fidelity_panels(report: Report) -> list[Panel]:
         axes.set_xlabel("AUROC (0.5 is chance)" if metric == "auroc" else "R2 (0 is the training mean)")
         title, subject = f"{label(signal)}, {counts(rows.values())}", f"{label(signal)} {label(metric)}"
         panels.append(panel(title, figure, subject, [rows[name] for name in names]))
+    return panels
+
+
+def example_panels(examples: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    """Paths of example sessions in the plane of valence and arousal, one panel a mode."""
+    panels = []
+    for mode in dict.fromkeys(example["mode"] for example in examples):
+        figure, axes = canvas(3.4)
+        told = []
+        for example in (e for e in examples if e["mode"] == mode):
+            colour, marker = _PATHS[example["policy"]]
+            start = [example["start"]] if example["start"] else []
+            across, up = zip(*start, *example["path"], strict=True)
+            ink = PLACEHOLDERS[colour]
+            axes.plot(across, up, "-", color=ink, linewidth=1.1, zorder=2)
+            axes.plot(across[len(start) :], up[len(start) :], marker, color=ink, markersize=3.5, zorder=3)
+            axes.plot(across[-1:], up[-1:], marker, color=ink, markersize=9, zorder=4)
+            if start:
+                axes.plot(*start[0], "x", color=PLACEHOLDERS["ink"], markersize=8, zorder=4)
+            told.append(f"{label(example['policy'])} ends at valence {across[-1]:.2f}, arousal {up[-1]:.2f}")
+        axes.grid(axis="y")
+        axes.set_xlabel("Expected valence (0 to 1)")
+        axes.set_ylabel("Expected arousal (0 to 1)")
+        panels.append(drawn(f"A session in mode {mode}", figure, "; ".join(told) + "."))
     return panels
 
 

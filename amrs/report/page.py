@@ -13,7 +13,7 @@ from amrs.report.canvas import Panel
 from amrs.report.rows import Report
 from amrs.report.tables import Table
 
-_KNOWN = {"title", "data", "config", "commands", "notes"}
+_KNOWN = {"title", "data", "config", "commands", "notes", "examples"}
 
 
 class Part(NamedTuple):
@@ -90,6 +90,8 @@ def _chapters(report: Report) -> list[Chapter]:
             (_PLANE, figures.plane_panels(report), tables.diversity_table(report)),
             ("", [], tables.mean_table(report)),
             (_OFF_POLICY, [], tables.off_policy_table(report)),
+            (_EXAMPLES, figures.example_panels(report.provenance.get("examples", [])),
+             tables.example_table(report.provenance.get("examples", []))),
         )),
         Chapter("truth", "Do predicted gains come true?", _TRUTH,
                 _parts((_DIAGONAL, figures.truth_panels(report), None, "ways"))),
@@ -184,6 +186,12 @@ _PLANE = (
     "What a gain costs. KL measures how far a policy moved from Copycat; the effective number of tracks is "
     "exp(entropy) of everything it recommended. A good policy gains upwards without moving far right in "
     "the first panel or far left in the second."
+)
+_EXAMPLES = (
+    "One session per mode from its start to its end, with the same listener and the same luck under both "
+    "policies: not the best, but the one whose gain in valence is the median of its mode. Points are the "
+    "report expected if the session ended after that track; the cross is the report before the session. "
+    "Circles: Copycat; diamonds: DPO; the large marks are the last tracks."
 )
 _OFF_POLICY = (
     "Off-policy estimates need no model of the listener: they weigh logged sessions by how much likelier the "

@@ -36,6 +36,26 @@ def data_table(lines: Sequence[Mapping[str, Any]]) -> Table | None:
     return Table("Who and what was logged", header, rows)
 
 
+def example_table(examples: Sequence[Mapping[str, Any]]) -> Table | None:
+    """The tracks of the example sessions, policies side by side, with what is expected after each."""
+    if not examples:
+        return None
+    policies = list(dict.fromkeys(example["policy"] for example in examples))
+    rows = []
+    for mode in dict.fromkeys(example["mode"] for example in examples):
+        of_mode = {e["policy"]: e for e in examples if e["mode"] == mode}
+        for t in range(max(len(e["tracks"]) for e in of_mode.values())):
+            cells = [Cell(f"{mode}, track {t + 1}")]
+            for policy in policies:
+                e = of_mode[policy]
+                over = t >= len(e["tracks"])
+                point = "" if over else "{:.2f}, {:.2f}".format(*e["path"][t])
+                cells.append(Cell("left" if over else e["tracks"][t], point))
+            rows.append(cells)
+    header = ["Session", *(label(policy) for policy in policies)]
+    return Table("Example sessions: tracks, with expected valence and arousal after each", header, rows)
+
+
 def fidelity_table(report: Report) -> Table | None:
     """World model and baselines, by each signal's main figure."""
     return _grid(report, "fidelity", MODELS, MAIN_FIT, "Fit on held-out users, with 95 % intervals by user")

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -9,6 +10,7 @@ import yaml
 from amrs.config import dump
 from amrs.config.stages import StudyName
 from amrs.data import SessionDataModule
+from amrs.example_sessions import example_sessions
 from amrs.execution import environment
 from amrs.fidelity import fidelity
 from amrs.lineup import lineup
@@ -104,7 +106,8 @@ def _one_split(run: Run, folder: Path) -> Report:
         provenance["tuning"] = found.tuning
         rows += found.rows + _effect_rows(run, model, data, sessions, platform)
     if "policies" in section.chapters:
-        rows += _policy_rows(run, data, sessions, platform)
+        policy_rows, provenance["examples"] = _policy_rows(run, data, sessions, platform)
+        rows += policy_rows
         rows += _off_policy(run, data, part)
     return Report(finite_rows(rows), provenance)
 
@@ -124,8 +127,11 @@ def _effect_rows(
 
 def _policy_rows(
     run: Run, data: SessionDataModule, sessions: Sessions, platform: Platform | None
-) -> list[Row]:
-    """Gains and diversity of the policies, predicted by judge and labeller, realised in the platform."""
+) -> tuple[list[Row], list[dict[str, Any]]]:
+    """Gains and diversity of the policies, predicted by judge and labeller, realised in the platform.
+
+    And examples of sessions, realised where they can be.
+    """
     _refuse_partial_judge(run)
     labeller, judge = (world_model.load(run.parents[role].folder, data) for role in ("labeller", "judge"))
     policies = lineup(run, data, sessions.horizon, run.config.evaluate.policies)
@@ -136,14 +142,15 @@ def _policy_rows(
     if platform is not None:
         worlds["realised"] = platform.environment()
     draws, seed = run.config.evaluate.bootstrap, run.config.seed
-    rows = []
+    rows, examples = [], []
     for name, world in worlds.items():
         found = roll_out(policies, world, data.rules(), sessions)
         rows += gain_rows(name, found, sessions, data, seed, draws)
         rows += utility_rows(name, found, sessions, data, _spread(run), seed, draws)
         if name == ("realised" if "realised" in worlds else "predicted"):
             rows += diversity_rows(found, sessions, data, seed, draws)
-    return rows
+            examples = example_sessions(found, sessions, data)
+    return rows, examples
 
 
 def _off_policy(run: Run, data: SessionDataModule, part: int) -> list[Row]:
