@@ -204,7 +204,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Tuned:
         "data.platform.effect=3", f"data.platform.planned_tracks={HORIZON}", "world_model.members=1",
         "world_model.max_steps=300", "world_model.validate_every=150", "bc.max_steps=200",
         "bc.validate_every=100", "dpo.kl_budget=1", "dpo.kl_session_budget=10", "dpo.beta=0.2",
-        "dpo.tau=0.5", "dpo.max_steps=200", "dpo.learning_rate=1e-3", "dpo.patience=20", "dpo.kl_every=50", "dpo.kl_sessions=16",
+        "dpo.tau=0.5", "dpo.max_steps=200", "dpo.learning_rate=1e-3", "dpo.patience=20",
+        "dpo.kl_every=50", "dpo.kl_sessions=16",
     ])  # fmt: skip
     folder = execute(plan(config), STAGES, print)
     parents = plan(config)[-1].parents
