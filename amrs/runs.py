@@ -141,6 +141,8 @@ def _wanted(stage: str, config: Config) -> dict[str, Config]:
     """The parents of a stage by name, with the settings that each is made with."""
     if stage == "evaluate":
         return _evaluate_parents(config)
+    if stage in ("stress", "export") and config.evaluate.protocol == "kfold":
+        raise RunError(f"evaluate.protocol=kfold: stage={stage} tries the policy of one split; write splits")
     if stage == "stress" and config.evaluate.splits > 1:
         splits = [_split_config(config, "stress", k) for k in range(config.evaluate.splits)]
         return {f"split_{k}": split for k, split in enumerate(splits)}

@@ -302,3 +302,10 @@ def test_greedy_fails_the_gate_and_the_words_name_threshold_and_figure(stressed:
     assert margin is not None and margin.value < 0
     words = report.provenance["verdicts"]["greedy"]
     assert "effective tracks, as a share of Copycat's, is 0." in words and "[gate.effective_tracks]" in words
+
+
+def test_the_page_says_who_might_be_harmed_and_what_the_gate_says(stressed: Path) -> None:
+    page = (stressed / "report.html").read_text()
+    for words in ("Who might be harmed?", "Copycat against itself", "Greedy failed", "Breaking points"):
+        assert words in page
+    assert "Worst histories found" in page and "Not yet stressed" not in page

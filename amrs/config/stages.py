@@ -189,6 +189,7 @@ Chapter = Literal["fidelity", "policies"]
 StudyName = Literal[
     "ablations", "calibration", "ignorance", "rollouts", "missing", "off_policy", "choosing", "optimism",
     "ceilings", "cold_start", "effects",
+    "gate",
 ]  # fmt: skip
 
 
@@ -250,6 +251,8 @@ class EvaluateConfig:
     """Bootstrap draws of users for each interval, 100 or more."""
     tolerance: float = 0.15
     """Error in scale points that a trusted horizon allows (90 % upper bound), above 0; for study rollouts."""
+    gate_worlds: int = 15
+    """Small worlds of each kind in evaluate.study=gate (four traps, three with an effect), 1 or more."""
     policies: list[PolicyName] = field(default_factory=lambda: list(get_args(PolicyName)))
     """Policies to compare; Copycat always is, production only where there is a platform."""
     off_policy: OffPolicyConfig = field(default_factory=OffPolicyConfig)
@@ -269,7 +272,7 @@ class EvaluateConfig:
         )
         check(self.folds >= 2, "evaluate.folds", self.folds, "2 or more")
         check(all(n >= 20 for n in self.curve), "evaluate.curve", self.curve, "each 20 or more")
-        for key in ("splits", "repeats", "sessions", "worlds"):
+        for key in ("splits", "repeats", "sessions", "worlds", "gate_worlds"):
             check(getattr(self, key) >= 1, f"evaluate.{key}", getattr(self, key), "1 or more")
         check(
             self.horizon is None or self.horizon >= 1, "evaluate.horizon", self.horizon, "1 or more, or null"
@@ -318,6 +321,11 @@ def _check_training(stage: str, config: WorldModelConfig | BcConfig | DpoConfig)
 
 @dataclass
 class StressConfig:
+    policies: list[PolicyName] = field(
+        default_factory=lambda: ["random", "popularity", "greedy", "dpo", "production"]
+    )
+    """Policies to stress; Copycat always is. The Boltzmanns and best of N score the whole catalogue at every
+    play and would take hours."""
     sessions: int = 100
     """Test sessions stressed, spread evenly over test users; 1 or more."""
     simulations: int = 32

@@ -8,12 +8,14 @@ import jinja2
 from markupsafe import Markup
 from omegaconf import OmegaConf
 
-from amrs.report import figures, tables, words
+from amrs.report import figures, stress, tables, words
 from amrs.report.canvas import Panel
 from amrs.report.rows import Report
 from amrs.report.tables import Table
 
-_KNOWN = {"title", "data", "config", "commands", "notes", "examples"}
+_KNOWN = {
+    "title", "data", "config", "commands", "notes", "examples", "verdicts", "worst_cases",
+}  # fmt: skip
 
 
 class Part(NamedTuple):
@@ -47,6 +49,7 @@ def render(report: Report) -> str:
         style=style,
         title=provenance.get("title", "Affective music recommendation: what was learned offline"),
         stressed=bool(report.find(section="gate")),
+        verdicts=list(provenance.get("verdicts", {}).values()),
         sentence=words.gain_sentence(report),
         realised=bool(report.find(section="realised")),
         findings=_findings(report),
@@ -92,6 +95,13 @@ def _chapters(report: Report) -> list[Chapter]:
             (_OFF_POLICY, [], tables.off_policy_table(report)),
             (_EXAMPLES, figures.example_panels(report.provenance.get("examples", [])),
              tables.example_table(report.provenance.get("examples", []))),
+        )),
+        Chapter("harm", "Who might be harmed?", _HARM, _parts(
+            ("", [], stress.harm_table(report)),
+            (_GATE, [], stress.gate_table(report)),
+            (_BREAKING, [], stress.breaking_table(report)),
+            (_WORST, [], stress.worst_table(report.provenance.get("worst_cases", []))),
+            (_WORLDS, [], stress.world_table(report)),
         )),
         Chapter("truth", "Do predicted gains come true?", _TRUTH,
                 _parts((_DIAGONAL, figures.truth_panels(report), None, "ways"))),
@@ -199,6 +209,32 @@ _OFF_POLICY = (
     "were not given are not made up: the figures are of the reports that would be given. With propensities "
     "estimated by Copycat they speak of production tilted as the policy tilts Copycat, and inherit what "
     "Copycat gets wrong."
+)
+_HARM = (
+    "A mean can rise while some listeners fall. Harm is the share of sessions in which the listener would "
+    "expect to feel worse by more than .02 than under Copycat: the same listener, state and mode, averaged "
+    "over paired simulations; a session that was left counts at its last state. Copycat against itself under "
+    "other luck shows what the simulations' own noise would count as harm. For clinical listeners the upper "
+    "end of the interval matters more than the mean."
+)
+_GATE = (
+    "Every threshold must hold before a policy may be exported; configs/gate.yaml gives the reasons. The "
+    "figures are the judge's or of held-out reports. What was realised never enters: where a policy is to be "
+    "used, nobody knows it."
+)
+_BREAKING = (
+    "How wrong the judge would have to be until the gain is gone: shrinking every response (1 takes all of "
+    "it), lag in affect, tracks that sound alike, a share of tracks heard as their opposites, noise in the "
+    "judge's heads, and a hidden common cause of tracks and affect, as a factor on the odds of a track "
+    "(Tan 2006) at which the gain's lower bound is gone. Not broken: not within what was tried."
+)
+_WORST = (
+    "A bounded search among test users' real histories, with feedback exchanged for feedback that somebody "
+    "gave, for those on which a policy does worst against Copycat in the judge; re-simulated under new luck."
+)
+_WORLDS = (
+    "The gate itself, tried in many small worlds: in traps nothing that passes is right, in worlds with an "
+    "effect a pass is."
 )
 _TRUTH = (
     "On the synthetic platform the truth is known, so the judge's and the labeller's predictions can be "

@@ -44,6 +44,7 @@ METRICS = (
     "report_mean_bounds", "r2_reported", "r2_weighted", "r2_true", "r2_nearer", "r2_bounds",
     "effective_share",
     "slope_coverage", "share_of_ceiling", "too_few_users",
+    "pass_rate",
 )  # fmt: skip
 # ablation:<name>, dpo:<sampler>, dpo:<sampler>:<loss>, tilt:<of a policy, by its property and strength>
 _VARIANT = re.compile(r"ablation:\w+|dpo:\w+(:\w+)?|tilt:[\w.]+")

@@ -142,7 +142,7 @@ def gain_table(report: Report) -> Table | None:
                 report.one(section=lead, metric=metric, **keys) for metric in ("gain_sd", "relative_gain")
             ]
             n = counts([row for row in found if row]).removeprefix("n\u00a0=\u00a0")
-            rows.append([Cell(label(signal)), Cell(label(name)), *map(_cell, found), *map(_cell, extra),
+            rows.append([Cell(label(signal)), Cell(label(name)), *map(row_cell, found), *map(row_cell, extra),
                          Cell(n)])  # fmt: skip
     basis = label(lead).lower()
     header = [
@@ -210,8 +210,10 @@ def off_policy_table(report: Report) -> Table | None:
                 if size is None:
                     continue
                 told = [report.one(**keys, metric=m) for m in ("mean", "gain_over_production", "gain")]
-                cells = [_cell(row) for row in told] if told[0] else [Cell("cannot tell"), Cell(""), Cell("")]
-                rows.append([Cell(label(signal)), Cell(label(name)), Cell(words), *cells, _cell(size),
+                cells = (
+                    [row_cell(row) for row in told] if told[0] else [Cell("cannot tell"), Cell(""), Cell("")]
+                )
+                rows.append([Cell(label(signal)), Cell(label(name)), Cell(words), *cells, row_cell(size),
                              Cell(f"{size.n:,}")])  # fmt: skip
     header = ["Signal", "Policy", "Propensities", "Mean", "Gain over production", "Gain over Copycat",
               "Effective sessions", "n"]  # fmt: skip
@@ -237,7 +239,7 @@ def _grid(
         words = label(signal) if metric == "mean" else _of(signal, metric)
         header.append(f"{words} ({counts(found[signal, metric])})")
     by_key = {(row.subject, row.signal, row.metric): row for rows in found.values() for row in rows}
-    rows = [[Cell(label(name)), *(_cell(by_key.get((name, *pair))) for pair in shown)] for name in names]
+    rows = [[Cell(label(name)), *(row_cell(by_key.get((name, *pair))) for pair in shown)] for name in names]
     keep = [line for line in rows if any(entry.text for entry in line[1:])]
     return Table(caption, header, keep)
 
@@ -256,7 +258,7 @@ def _by_group(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], caption: st
         line = [Cell(label(group))]
         for pair in shown:
             row = by_key.get((group, *pair))
-            line += [_cell(row), Cell(f"{row.n:,}" if row else "")]
+            line += [row_cell(row), Cell(f"{row.n:,}" if row else "")]
         lines.append(line)
     return Table(caption, header, lines)
 
@@ -277,7 +279,8 @@ def _of(signal: str, metric: str) -> str:
     return f"{label(signal)} {words if words.isupper() else words[0].lower() + words[1:]}"
 
 
-def _cell(row: Row | None) -> Cell:
+def row_cell(row: Row | None) -> Cell:
+    """A figure with its interval dimmed; empty where there is no row."""
     text, _, interval = cell(row).partition(" [")
     return Cell(text, f"[{interval}" if interval else "")
 

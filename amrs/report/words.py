@@ -29,6 +29,8 @@ LABELS = {
     "entropy": "Entropy (normalised)", "effective_tracks": "Effective tracks",
     "intra_list": "Inside a session", "gini": "Gini", "artist_entropy": "Artist entropy",
     "novelty": "Novelty (bits)", "repeat_rate": "Repeat rate", "between_listeners": "Between listeners",
+    "harm": "Harm", "uplift_slope": "Uplift slope", "violations": "Hard properties violated",
+    "breaking_point": "Breaking point", "pass_rate": "Pass rate",
     "kl": "KL to Copycat (nats a track)", "all": "All", "left": "Leaving", "rated": "A rating is given",
     "reported": "A report is given", "pit_ks": "PIT, distance to uniform",
     "ignorance_sd": "Members' disagreement", "ignorance_auroc": "AUROC of disagreement",

@@ -55,7 +55,8 @@ def _study(run: Run, name: StudyName) -> Report:
     rows = finite_rows(STUDIES[name].rows(run))
     title = f"Study: {name.replace('_', ' ')}"
     fingerprints = {role: parent.fingerprint for role, parent in run.parents.items()}
-    return Report(rows, {"title": title, **_record(run), "fingerprints": fingerprints})
+    about = {"title": title, "notes": STUDIES[name].notes(run)}
+    return Report(rows, {**about, **_record(run), "fingerprints": fingerprints})
 
 
 def _figures(report: Report) -> dict[str, float]:

@@ -67,7 +67,7 @@ def prepare(run: Run) -> Trial:
     judge = world_model.load(run.parents["judge"].folder, data)
     part = PARTS[config.evaluate.users]
     sessions = choose_sessions(data, config.stress.sessions, config.evaluate.horizon, config.seed, part)
-    policies = lineup(run, data, sessions.horizon, config.evaluate.policies)
+    policies = lineup(run, data, sessions.horizon, config.stress.policies)
     utility = Parts(run, data, sessions.horizon).utility
     truth = run.parents["prepare"].folder / "truth"
     platform = load_truth(truth).environment() if truth.exists() else None

@@ -25,6 +25,11 @@ def harm(delta_B: np.ndarray, user_B: np.ndarray, draws: int, seed: int) -> Esti
     return Estimate(found.value, min(low, found.value), high, found.n)
 
 
+def lower_bound(cases: float, trials: int, level: float = 0.975) -> float:
+    """Clopper and Pearson's one-sided lower bound of a share."""
+    return 0.0 if cases <= 0 else float(stats.beta.ppf(1 - level, cases, trials - cases + 1))
+
+
 def upper_bound(cases: float, trials: int, level: float = 0.975) -> float:
     """Clopper and Pearson's one-sided upper bound of a share; `cases` may be a fraction."""
     if cases >= trials:

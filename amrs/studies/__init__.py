@@ -19,6 +19,7 @@ from amrs.studies import (
     choosing,
     cold_start,
     effects,
+    gate,
     ignorance,
     missing,
     off_policy,
@@ -31,6 +32,10 @@ def _no_parts(config: Config) -> dict[str, Config]:
     return {}
 
 
+def _no_notes(run: Run) -> list[str]:
+    return []
+
+
 @dataclass(frozen=True)
 class Study:
     """What a study computes, and what it stands on."""
@@ -39,6 +44,8 @@ class Study:
     """Its figures, of test users, under split "mean"."""
     parents: tuple[str, ...] = ("prepare", "world_model")
     """Roles (`ROLES` in amrs/runs.py) with the settings of the command."""
+    notes: Callable[[Run], list[str]] = _no_notes
+    """What cannot be said in figures."""
     parts: Callable[[Config], dict[str, Config]] = _no_parts
     """Further runs by name, each with settings of its own: `replace(config, stage="world_model", ...)`.
     They are ordinary runs: made where they are missing, resumed, never made twice."""
@@ -47,14 +54,15 @@ class Study:
 _POLICIES = ("prepare", "labeller", "judge", "bc", "preferences")
 STUDIES: dict[str, Study] = {
     "ablations": Study(ablations.rows, parts=ablations.parts),
-    "off_policy": Study(off_policy.rows, parents=()),
-    "choosing": Study(choosing.rows, parents=_POLICIES),
-    "optimism": Study(optimism.rows, parents=(*_POLICIES, "dpo"), parts=optimism.parts),
     "calibration": Study(calibration.rows),
     "ignorance": Study(ignorance.rows, parts=ignorance.parts),
     "rollouts": Study(rollouts.rows, ("prepare", "world_model", "bc")),
     "missing": Study(missing.rows, parts=missing.parts),
+    "off_policy": Study(off_policy.rows, parents=()),
+    "choosing": Study(choosing.rows, parents=_POLICIES),
+    "optimism": Study(optimism.rows, parents=(*_POLICIES, "dpo"), parts=optimism.parts),
     "ceilings": Study(ceilings.rows, parts=ceilings.parts),
     "cold_start": Study(cold_start.rows, parents=("prepare",), parts=cold_start.parts),
     "effects": Study(effects.rows, parents=(), parts=effects.parts),
+    "gate": Study(gate.rows, parents=(), notes=gate.notes, parts=gate.parts),
 }

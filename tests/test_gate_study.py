@@ -1,0 +1,53 @@
+"""The study of the gate: its worlds are what they are said to be, and its rates are shares of worlds."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from amrs.config import load
+from amrs.report import Report, Row
+from amrs.runs import Run, plan
+from amrs.studies import gate
+from amrs.studies.gate import EFFECTS, TRAPS, parts, rows, worlds
+
+
+def test_sixty_worlds_are_null_or_traps_by_default() -> None:
+    config = load(["stage=evaluate", "evaluate.study=gate"])
+    kinds = [world.kind for world in worlds(config)]
+    assert sum(kind in TRAPS for kind in kinds) == 60 and len(kinds) == 15 * (len(TRAPS) + len(EFFECTS))
+    assert set(kinds[: len(TRAPS) + len(EFFECTS)]) == {*TRAPS, *EFFECTS}, "kinds take turns"
+
+
+def test_no_trap_lets_a_track_do_what_the_log_says_for_good() -> None:
+    made = parts(load(["stage=evaluate", "evaluate.study=gate", "evaluate.gate_worlds=2"]))
+    platform = {name: config.data.platform for name, config in made.items()}
+    assert platform["no_track_effect_0"].strength == 0 and platform["confounded_1"].strength == 0
+    assert platform["confounded_1"].variant == "confounded" and platform["drift_0"].drift_correlation == 0
+    assert platform["effect=2_0"].strength == 2 * platform["effect=1_0"].strength > 0
+    assert len({(p.seed, made[n].data.split.seed) for n, p in platform.items()}) == 2
+
+
+def test_every_world_is_a_stress_of_its_own_in_the_plan() -> None:
+    runs = plan(load(["stage=evaluate", "evaluate.study=gate", "evaluate.gate_worlds=1"]))
+    stress = [run for run in runs if run.stage == "stress"]
+    assert len(stress) == len({run.fingerprint for run in stress}) == len(TRAPS) + len(EFFECTS)
+    assert set(runs[-1].parents) == {world.name for world in worlds(runs[-1].config)}
+
+
+def test_the_rate_is_the_share_of_worlds_with_its_exact_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load(["stage=evaluate", "evaluate.study=gate", "evaluate.gate_worlds=5"])
+    verdict = Row("gate", "dpo", "all", "verdict", "mean", "all", 0.0, None, None, 18, "1 passed")
+
+    def load_world(folder: Path) -> Report:
+        passed = folder.name.startswith("effect") or folder.name == "drift_0"
+        return Report([replace(verdict, value=float(passed))], {})
+
+    parents = {w.name: Run("stress", "stress", config, {}, w.name, Path(w.name)) for w in worlds(config)}
+    monkeypatch.setattr(gate, "load", load_world)
+    found = {row.group: row for row in rows(Run("evaluate", "evaluate", config, parents, "f", Path("f")))}
+    assert found["world:drift"].value == 0.2 and found["world:all_effects"].value == 1.0
+    traps = found["world:all_traps"]
+    # One of twenty: Clopper and Pearson [.0013, .2487].
+    assert traps.value == pytest.approx(0.05) and traps.n == 20
+    assert [traps.low, traps.high] == pytest.approx([0.0013, 0.2487], abs=1e-4)
