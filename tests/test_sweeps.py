@@ -123,7 +123,7 @@ def agents(tmp_path_factory: pytest.TempPathFactory, evaluated: Done) -> Iterato
         running[file.stem] = subprocess.Popen(
             ["bash", "-c", script], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
         )
-    yield {stem: process.communicate(timeout=120)[0] for stem, process in running.items()}
+    yield {stem: process.communicate(timeout=400)[0] for stem, process in running.items()}
     for server in servers:
         server.terminate()
 
