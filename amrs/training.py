@@ -29,6 +29,7 @@ from amrs.data import SessionDataModule
 from amrs.execution import process_rank
 from amrs.requeue import Requeue
 from amrs.runs import Run, RunError
+from amrs.sharding import strategy
 from amrs.splits import TRAIN
 
 BEST, LAST, _ASIDE = "best.ckpt", "last.ckpt", "metrics.before.csv"
@@ -47,6 +48,8 @@ _LIGHTNING_NOISE = (
     ".*You're resuming from a checkpoint that ended.*",
     ".*isinstance.*treespec.*",
     r".*module\(s\) in eval mode at the start.*",
+    ".*`srun` command is available.*",
+    ".*returned a view tensor.*",  # FSDP2 of a block's keys and values, which nothing changes in place
 )
 
 
@@ -131,7 +134,7 @@ def fit(
         for pattern in _LIGHTNING_NOISE:
             warnings.filterwarnings("ignore", pattern)
         trainer = lightning.Trainer(
-            accelerator=config.trainer.accelerator, strategy=config.trainer.strategy, **_machines(config),
+            accelerator=config.trainer.accelerator, **_machines(config),
             precision=cast(Any, config.trainer.precision),
             accumulate_grad_batches=config.trainer.accumulate_grad_batches,
             max_steps=max_steps, max_epochs=-1, val_check_interval=every, check_val_every_n_epoch=None,
@@ -149,13 +152,15 @@ def fit(
 
 
 def _machines(config: Config) -> dict[str, Any]:
-    """Processes of the Trainer: those of the cluster's job, else those of `trainer`."""
+    """Processes of the Trainer, those of the cluster's job or else of `trainer`, and how they share work."""
     cluster, trainer = config.cluster, config.trainer
-    if cluster.name == "local":
-        return {"devices": trainer.devices, "num_nodes": trainer.num_nodes}
+    local = cluster.name == "local"
+    devices = trainer.devices if local else cluster.devices
+    nodes = trainer.num_nodes if local else cluster.nodes
     # Requeue stands in for Lightning's own requeueing.
     plugins = [SLURMEnvironment(auto_requeue=False)] if cluster.name == "slurm" else []
-    return {"devices": cluster.devices, "num_nodes": cluster.nodes, "plugins": plugins}
+    shared = strategy(trainer.strategy, devices * nodes)
+    return {"devices": devices, "num_nodes": nodes, "strategy": shared, "plugins": plugins}
 
 
 def wandb_mode(config: Config) -> str:

@@ -1,6 +1,7 @@
 """Several processes, accumulation, and a run that was killed: none of them changes what is learned."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,22 +35,43 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+TWO = ["trainer.strategy=ddp", "trainer.devices=2"]
+SHARES = {
+    "1 x 64": [],
+    "2 x 32": TWO,
+    "2 x 16, accumulation 2": [*TWO, "trainer.accumulate_grad_batches=2"],
+    "2 x 32, fsdp2": ["trainer.strategy=fsdp2", "trainer.devices=2"],
+}
+
+
 @pytest.mark.parametrize("stage", ["world_model", "bc"])
-def test_two_processes_or_accumulation_give_the_loss_curve_of_one(tmp_path: Path, stage: str) -> None:
-    arguments = [f"stage={stage}", *EXACT, "trainer.max_steps=12", f"{stage}.batch_size=16",
+def test_processes_accumulation_and_shards_give_the_loss_curve_of_one(tmp_path: Path, stage: str) -> None:
+    arguments = [f"stage={stage}", *EXACT, "trainer.max_steps=12", f"{stage}.batch_size=64",
                  f"{stage}.validate_every=4"]  # fmt: skip
     arguments += ["world_model.members=1"] if stage == "world_model" else []
+    train("stage=prepare", *EXACT, f"runs={tmp_path / 'prepared'}")
     curves = {}
-    for name, extra in {
-        "one": [],
-        "accumulate": ["trainer.accumulate_grad_batches=4"],
-        "ddp": ["trainer.strategy=ddp", "trainer.devices=2"],
-    }.items():
+    for name, extra in SHARES.items():
+        shutil.copytree(tmp_path / "prepared", tmp_path / name)
         train(*arguments, *extra, f"runs={tmp_path / name}")
         curves[name] = validation(folders(tmp_path / name, stage)[0])
-    assert len(curves["one"]) == 3
-    for name in ("accumulate", "ddp"):
-        pd.testing.assert_series_equal(curves[name], curves["one"], rtol=2e-4)
+    assert len(curves["1 x 64"]) >= 2
+    for name in SHARES:
+        pd.testing.assert_series_equal(curves[name], curves["1 x 64"], rtol=2e-4)
+
+
+def test_dpo_on_shared_out_weights_gives_the_losses_and_divergence_of_one_process(
+    evaluated: Done, tmp_path: Path
+) -> None:
+    small = [a for a in TINY if not a.startswith("evaluate")] + ["dpo.beta=0.7", "dpo.learning_rate=0.01"]
+    curves = {}
+    for name, extra in {"one": [], "fsdp2": SHARES["2 x 32, fsdp2"]}.items():
+        runs = Path(shutil.copytree(evaluated[0], tmp_path / name))
+        done = train("stage=dpo", *small, *extra, "trainer.accelerator=cpu", f"runs={runs}")
+        rows = pd.read_csv(Path(done.stdout.splitlines()[-1]) / "metrics.csv")
+        curves[name] = rows.set_index("step")[["val/loss", "val/kl"]].dropna()
+    assert len(curves["one"]) >= 1 and (curves["one"]["val/kl"] > 0).all()
+    pd.testing.assert_frame_equal(curves["fsdp2"], curves["one"], rtol=1e-3, atol=1e-5)
 
 
 def test_every_stage_runs_in_two_processes(tmp_path: Path) -> None:
@@ -61,23 +83,42 @@ def test_every_stage_runs_in_two_processes(tmp_path: Path) -> None:
     assert folder.parent.name == "evaluate" and (folder / "report.json").exists()
 
 
-def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
+def kill_after_a_checkpoint(arguments: list[str], runs: Path) -> None:
+    """Start a run and kill all its processes once it has written a (new) checkpoint."""
+    (last,) = list(runs.glob("world_model/*.partial/checkpoints/last.ckpt")) or [None]
+    before = last.stat().st_mtime_ns if last else 0
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments, f"runs={runs}"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+
+    def written() -> bool:
+        found = list(runs.glob("world_model/*.partial/checkpoints/last.ckpt"))
+        return bool(found) and found[0].stat().st_mtime_ns > before
+
+    while process.poll() is None and not written():
+        time.sleep(0.05)
+    assert process.poll() is None, "the run ended before it was killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize(
+    "lives", [[[]], [[], SHARES["2 x 32, fsdp2"]]], ids=["one process", "one process, then fsdp2"]
+)
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, lives: list[list[str]]) -> None:
+    """With two lives before the last, checkpoints go from one process to shards and back."""
     arguments = ["stage=world_model", *EXACT, "trainer.max_steps=300", "world_model.members=1",
                  "world_model.patience=99", "world_model.validate_every=10"]  # fmt: skip
     whole = Path(train(*arguments, f"runs={tmp_path / 'whole'}").stdout.splitlines()[-1])
-    command = [sys.executable, str(ROOT / "train.py"), *arguments, f"runs={tmp_path / 'killed'}"]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
-    pattern = "killed/world_model/*.partial/checkpoints/last.ckpt"
-    while process.poll() is None and not list(tmp_path.glob(pattern)):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert list(tmp_path.glob(pattern)), "the run was not killed while under way"
+    for life in lives:
+        kill_after_a_checkpoint([*arguments, *life], tmp_path / "killed")
     done = train(*arguments, f"runs={tmp_path / 'killed'}")
     assert "resuming" in done.stderr
     resumed = Path(done.stdout.splitlines()[-1])
     for key, expected in weights(whole).items():
-        torch.testing.assert_close(weights(resumed)[key], expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(weights(resumed)[key], expected, rtol=1e-5, atol=1e-6 * 10 ** len(lives))
     pd.testing.assert_series_equal(losses(resumed), losses(whole), rtol=1e-4)
 
 

@@ -52,7 +52,7 @@ class TrainerConfig:
     num_nodes: int = 1
     """Machines."""
     strategy: str = "auto"
-    """Lightning strategy: auto, ddp, ..."""
+    """How processes share the work: fsdp2 (weights shared out), or a Lightning strategy (auto, ddp, ...)."""
     accelerator: str = "auto"
     """cpu, gpu, auto, ..."""
     precision: str = "32-true"

@@ -17,6 +17,7 @@ from amrs.models.packed import rounded
 from amrs.models.policy import PolicyModel, played_so_far
 from amrs.rules import Rules, log_prob_allowed
 from amrs.runs import Run, read_config
+from amrs.sharding import ShardedModule
 from amrs.splits import TRAIN
 from amrs.stages.prepare import open_data
 from amrs.training import RatioOfSums, fit, linear_schedule, load_weights
@@ -46,7 +47,7 @@ def clone_log_probs(model: PolicyModel, rules: Rules, batch: Batch) -> Tensor:
     return torch.cat([checkpoint(score, *part, use_reentrant=False) for part in chunks])[asked_N]
 
 
-class BehaviourCloning(lightning.LightningModule):
+class BehaviourCloning(ShardedModule):
     """Mean negative log-probability of the logged next track."""
 
     def __init__(self, model: PolicyModel, rules: Rules, config: Config) -> None:

@@ -1,5 +1,6 @@
 """Fine-tune Copycat on preference pairs, within a budget of divergence from it."""
 
+import copy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from amrs.policies import NeuralPolicy
 from amrs.rollout import imagine
 from amrs.rules import Rules, log_softmax_allowed
 from amrs.runs import Run
+from amrs.sharding import ShardedModule, is_sharded, set_whole_state, whole_state
 from amrs.splits import VALIDATION
 from amrs.stages import bc, world_model
 from amrs.stages.preferences import load_pairs
@@ -85,7 +87,7 @@ def falling_chosen(chosen: float, section: DpoConfig) -> str | None:
     )
 
 
-class DirectPreference(lightning.LightningModule):
+class DirectPreference(ShardedModule):
     """Mean preference loss; keeps the best policy within the KL budgets.
 
     A policy is on its way to the optimum noisier than there, so it may be over the budget for a while. If it
@@ -147,7 +149,7 @@ class DirectPreference(lightning.LightningModule):
         """val/loss, log-ratios apart, the exact KL; then keep, or stop at the budget."""
         found = self.validation.compute()
         self.validation.reset()
-        kl = self.kl(self.model)
+        kl = self._kl()
         loss, chosen = float(found["loss"]), float(found["chosen"])
         self.log_dict(
             {"val/loss": loss, "val/kl": kl.track, "val/kl_session": kl.session,
@@ -173,6 +175,14 @@ class DirectPreference(lightning.LightningModule):
         if self.ahead:
             self._back_to_budget()
 
+    def _kl(self) -> Divergence:
+        """Of the policy as it is now; where its weights are shared out, of a whole copy on each process."""
+        policy = self.model
+        if is_sharded(policy):
+            policy = copy.deepcopy(self.kl.reference.model)
+            policy.load_state_dict(whole_state(self.model))
+        return self.kl(policy)
+
     def on_fit_start(self) -> None:
         """Copycat itself is the first policy within the budget."""
         if not hasattr(self, "kept"):
@@ -184,24 +194,23 @@ class DirectPreference(lightning.LightningModule):
 
     def _keep(self) -> None:
         """Save the policy as the best within the budget, and remember it for a way back."""
-        self.kept = {key: value.clone() for key, value in self.model.state_dict().items()}
+        self.kept = whole_state(self.model)
         self.trainer.save_checkpoint(self._folder / BEST, weights_only=False)
 
     def _back_to_budget(self) -> None:
         """Go from the last kept policy towards the present one as far as the budget lets it."""
-        present = {key: value.clone() for key, value in self.model.state_dict().items()}
+        present = whole_state(self.model)
         low, high = 0.0, 1.0
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
             self._blend(present, middle)
-            low, high = (middle, high) if self.kl(self.model).within(self.config.dpo) else (low, middle)
+            low, high = (middle, high) if self._kl().within(self.config.dpo) else (low, middle)
         self._blend(present, low)
         self._keep()
 
     def _blend(self, present: dict[str, Tensor], share: float) -> None:
-        self.model.load_state_dict(
-            {key: torch.lerp(old, present[key], share) for key, old in self.kept.items()}
-        )
+        blend = {key: torch.lerp(old, present[key], share) for key, old in self.kept.items()}
+        set_whole_state(self.model, blend)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What a resumed run must know besides weights."""

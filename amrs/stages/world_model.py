@@ -16,6 +16,7 @@ from amrs.data import SessionDataModule
 from amrs.histories import BLIND_TO, static_names
 from amrs.models.world_model import WorldModel, masked_sums
 from amrs.runs import Run, read_config
+from amrs.sharding import ShardedModule
 from amrs.splits import TRAIN
 from amrs.stages.prepare import open_data
 from amrs.training import RatioOfSums, fit, linear_schedule, load_weights
@@ -24,7 +25,7 @@ _WEIGHT = {"start_valence": 0.5, "start_arousal": 0.5, "end_valence": 0.5, "end_
 """Weights of labels in the loss; 1 where not named."""
 
 
-class WorldModelTraining(lightning.LightningModule):
+class WorldModelTraining(ShardedModule):
     """Sum over signals of their mean negative log-likelihood, summed over members."""
 
     weight_Z: Tensor
