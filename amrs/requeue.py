@@ -11,23 +11,25 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import lightning
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Checkpoint
 
 from amrs.runs import RunError
 
 
-class Requeue(Callback):
-    """Saves between two optimiser steps after SIGUSR1 has come to any process, then puts the job back.
+class Requeue(Checkpoint):
+    """Saves after the optimiser step in which SIGUSR1 came to any process, then puts the job back.
 
     Lightning's own handler saves wherever the signal finds it: in the midst of an optimiser step, and on
-    each process at another place. Here all of them agree on the step.
+    each process at another place. Here all of them agree on the step, and a validation that is due after it
+    is done first: a resumed run would leave it out. (A Checkpoint: Lightning calls it after the others.)
 
     Args:
         path: the checkpoint that a resumed run starts from.
+        validated: optimiser steps between validations.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.signalled, self.asked = path, False, -1
+    def __init__(self, path: Path, validated: int) -> None:
+        self.path, self.validated, self.signalled, self.seen = path, validated, False, -1
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signalled = True
@@ -35,19 +37,26 @@ class Requeue(Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """From here on a signal waits for the end of the step."""
         self.before = signal.signal(signal.SIGUSR1, self._note)
-        self.asked = trainer.global_step
+        self.seen = trainer.global_step
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Training is over; what follows is put back at once."""
         signal.signal(signal.SIGUSR1, self.before)
 
-    def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Validation that the step before was due for has been done by now."""
-        if trainer.global_step == self.asked:  # within an accumulated step, or just begun
-            return
-        self.asked = trainer.global_step
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any,
+        batch_idx: int,
+    ) -> None:  # fmt: skip
+        """Between two steps, unless a validation comes first."""
+        if trainer.global_step > self.seen and trainer.global_step % self.validated:
+            self._look(trainer)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """After a validation."""
+        self._look(trainer)
+
+    def _look(self, trainer: lightning.Trainer) -> None:
+        self.seen = trainer.global_step
         if trainer.strategy.reduce_boolean_decision(self.signalled, all=False):
             for logger in trainer.loggers:
                 logger.save()

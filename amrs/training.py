@@ -118,11 +118,12 @@ def fit(
                             save_on_train_epoch_end=False),
         ]  # fmt: skip
     watch.append(
-        ModelCheckpoint(checkpoints, "last", every_n_train_steps=steps,
+        # After a validation, not before: a resumed run would leave that validation out.
+        ModelCheckpoint(checkpoints, "last", save_on_train_epoch_end=False, every_n_epochs=1,
                         enable_version_counter=False)
     )  # fmt: skip
     if config.cluster.name == "slurm":
-        watch.append(Requeue(checkpoints / LAST))
+        watch.append(Requeue(checkpoints / LAST, steps))
     if sys.stdout.isatty():
         watch.append(TQDMProgressBar())
     if process_rank() == 0:

@@ -195,7 +195,7 @@ class DirectPreference(ShardedModule):
     def _keep(self) -> None:
         """Save the policy as the best within the budget, and remember it for a way back."""
         self.kept = whole_state(self.model)
-        self.trainer.save_checkpoint(self._folder / BEST, weights_only=False)
+        self.trainer.save_checkpoint(self._folder / BEST, weights_only=True)
 
     def _back_to_budget(self) -> None:
         """Go from the last kept policy towards the present one as far as the budget lets it."""
