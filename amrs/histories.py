@@ -108,21 +108,6 @@ def static_features(flat: Columns, modes: int, cohorts: int) -> np.ndarray:
     return np.column_stack([np.stack(columns, 1), flat.context_SC]).astype(np.float32)
 
 
-def without_reports(static_SF: Tensor, known_SF: Tensor, modes: int, cohorts: int) -> Tensor:
-    """Session features (S, F) as they are where the listener's answers after some moment are not known.
-
-    The session's pre-report and the last session's reports and end are missing; means of earlier reports are
-    those of `known_SF`, the features of the session that the moment lies in. Time and mode stay.
-    """
-    first = modes + cohorts
-    unknown = [first, first + 1, *range(first + 6, first + 11)]
-    means = slice(first + 11, first + 11 + len(_REPORTS))
-    changed_SF = static_SF.clone()
-    changed_SF[..., unknown] = torch.nan
-    changed_SF[..., means] = known_SF[..., means]
-    return changed_SF
-
-
 def static_names(modes: Sequence[str], cohorts: Sequence[str], context: Sequence[str]) -> list[str]:
     """Names of the columns of `static_features`."""
     past = [f"last_{name}" for name in (*_REPORTS, "left")] + [f"mean_{name}" for name in _REPORTS]
@@ -130,6 +115,20 @@ def static_names(modes: Sequence[str], cohorts: Sequence[str], context: Sequence
         *(f"mode_{name}" for name in modes), *(f"cohort_{name}" for name in cohorts), *_REPORTS[:2],
         "hour_sin", "hour_cos", "log_gap", "log_sessions", *past, *(f"context_{name}" for name in context),
     ]  # fmt: skip
+
+
+def without_reports(static_SF: Tensor, known_SF: Tensor, names: Sequence[str]) -> Tensor:
+    """Session features (S, F) as they are where the listener's answers after some moment are not known.
+
+    The session's pre-report and the last session's reports and end are missing; means of earlier reports are
+    those of `known_SF`, the features of the session that the moment lies in. Time, mode and context stay.
+    `names` are those of `static_names`.
+    """
+    unknown_F, mean_F = (
+        torch.tensor([name.startswith(starts) for name in names])
+        for starts in (("pre_", "last_"), ("mean_",))
+    )
+    return torch.where(mean_F, known_SF, static_SF).masked_fill(unknown_F, torch.nan)
 
 
 BLIND_TO: dict[str, tuple[str, ...]] = {

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from amrs import metrics
 from amrs.data import SessionDataModule
-from amrs.histories import TARGETS, without_reports
+from amrs.histories import TARGETS, static_names, without_reports
 from amrs.listeners import HistoryReader, Mind, sample_feedback
 from amrs.metrics.fidelity import Floats, Ints
 from amrs.models.world_model import WorldModel
@@ -66,7 +66,8 @@ def logged_tape(data: SessionDataModule, row_B: Tensor, horizon: int) -> Tape:
     index_BL, inside_BL, is_play_BL = index_BL[:, :length], inside_BL[:, :length], is_play_BL[:, :length]
     session_BL = flat.session_N[index_BL]
     static_BLF, own_B1F = flat.static_SF[session_BL], flat.static_SF[row_B][:, None]
-    later_BLF = without_reports(static_BLF, own_B1F, len(meta.modes), len(meta.cohorts))
+    names = static_names(meta.modes, meta.cohorts, meta.context)
+    later_BLF = without_reports(static_BLF, own_B1F, names)
     static_BLF = static_BLF.where((session_BL == row_B[:, None])[..., None], later_BLF)
     track_BL = flat.track_N[index_BL].where(inside_BL, -2)
     token_BH = _places(track_BL >= 0, horizon)

@@ -10,6 +10,7 @@ from platform_worlds import one_thread, world
 from tiny_logs import opened, random_log, shape
 
 from amrs.data import SessionDataModule
+from amrs.histories import static_names
 from amrs.models.world_model import WorldModel
 from amrs.replay import (
     FILE,
@@ -71,8 +72,11 @@ def test_with_the_logs_own_feedback_a_replay_predicts_as_reading_the_log_does(
     """Across session starts too, in a log without the reports that a replay may not see."""
     flat = data.flat
     static_SF, feedback_N4 = flat.static_SF.clone(), flat.feedback_N4.clone()
-    first = len(data.log.metadata.modes) + len(data.log.metadata.cohorts)
-    static_SF[:, [first, first + 1, *range(first + 6, first + 15)]] = torch.nan
+    meta = data.log.metadata
+    names = static_names(meta.modes, meta.cohorts, meta.context)
+    hidden = [name.startswith(("pre_", "last_", "mean_")) for name in names]
+    assert sum(hidden) == 11
+    static_SF[:, hidden] = torch.nan
     feedback_N4[:, 2:] = torch.nan
     monkeypatch.setattr(flat, "static_SF", static_SF)
     monkeypatch.setattr(flat, "feedback_N4", feedback_N4)
