@@ -1,4 +1,4 @@
-"""Minimal loopback stand-in for the W&B sweep API: viewer, upsertSweep, sweep, createAgent, agentHeartbeat."""
+"""Loopback stand-in for the W&B sweep API: viewer, upsertSweep, sweep, createAgent, agentHeartbeat."""
 
 import json
 import re
@@ -39,9 +39,7 @@ def answer(q, v):
         return {"createAgent": {"agent": {"id": "agent1"}}}
     if "agentHeartbeat" in q:
         st = json.loads(v["runState"] or "{}")
-        for k, x in st.items():
-            pass
-        live = [k for k, x in st.items()]
+        live = list(st)
         cmds = []
         if not live:
             if S["n"] >= CAP:
