@@ -11,14 +11,15 @@ from torch import Tensor
 from amrs.data import SessionDataModule
 from amrs.listeners import HistoryReader, Mind
 from amrs.models.policy import PolicyModel
-from amrs.models.world_model import WorldModel
+from amrs.models.world_model import Candidates, WorldModel, WorldModelMember
 from amrs.rollout import Feedback
 from amrs.utility import Utility
 
 _CERTAIN = 1e6
 """Logits per unit of utility that make a softmax an argmax."""
-_CHUNK = 4
-"""Histories whose whole catalogue is scored at a time: what fits a cache is scored three times as fast."""
+_CHUNK, _SCORED = 4, 8192
+"""Histories whose whole catalogue is scored at a time, and scores: what fits a cache is scored three times as
+fast."""
 
 
 class FixedPolicy:
@@ -121,18 +122,25 @@ class GreedyPolicy:
 
 def catalogue_utility(
     model: WorldModel, utility: Utility, h_MBD: list[Tensor], mode_B: Tensor, step_B: Tensor | None = None,
-    track_C: Tensor | None = None,
+    track_C: Tensor | None = None, halves: list[Candidates] | None = None,
 ) -> Tensor:  # fmt: skip
     """Utility (B, K) of every track as play `step_B`, or (B, C) of `track_C`; `h_MBD` has one (B, D) a
-    member."""
+    member. `halves` are the members' `candidates`, where they are known already."""
     step_B = torch.zeros_like(mode_B) if step_B is None else step_B
+    halves = [member.candidates(track_C) for member in model.ensemble] if halves is None else halves
     member_u = []
-    for member, h_BD in zip(model.ensemble, h_MBD, strict=True):
-        candidates = member.candidates(track_C)
+    for member, candidates, h_BD in zip(model.ensemble, halves, h_MBD, strict=True):
         parts = zip(h_BD.split(_CHUNK), mode_B.split(_CHUNK), step_B.split(_CHUNK), strict=True)
-        chunks = [
-            utility(member.kinds, member.score(h, candidates, list(utility.weights)), mode, step)
-            for h, mode, step in parts
-        ]
-        member_u.append(torch.cat(chunks))
+        member_u.append(torch.cat([_score(member, utility, candidates, *part) for part in parts]))
     return utility.joined(torch.stack(member_u))
+
+
+def _score(
+    member: WorldModelMember, utility: Utility, candidates: Candidates, h_BD: Tensor, mode_B: Tensor,
+    step_B: Tensor,
+) -> Tensor:  # fmt: skip
+    """Utility (B, K), a few tracks at a time: what lies between them and the result stays in the cache."""
+    size, signals = max(1, _SCORED // len(h_BD)), list(utility.weights)
+    parts = zip(*(half.split(size) for half in candidates), strict=True)
+    params = (member.score(h_BD, Candidates(*part), signals) for part in parts)
+    return torch.cat([utility(member.kinds, found, mode_B, step_B) for found in params], 1)

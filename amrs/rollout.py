@@ -98,7 +98,7 @@ class Rollouts:
 
 def choose(log_p_BK: Tensor, u_B: Tensor) -> Tensor:
     """The track at quantile `u_B` of the distribution, as (B,): one uniform and a cumulative sum."""
-    edge_BK = log_p_BK.double().exp().cumsum(1)
+    edge_BK = log_p_BK.exp().cumsum(1, dtype=torch.float64)
     threshold_B1 = (u_B.double() * edge_BK[:, -1])[:, None]
     return torch.searchsorted(edge_BK, threshold_B1)[:, 0].clamp(max=log_p_BK.shape[1] - 1)
 

@@ -30,9 +30,9 @@ class Rules:
         """bool (P, K); `played_PT` holds this session's tracks so far, -1 for none."""
         allowed_PK = self.mode_MK[mode_P]
         if not self.repeats and played_PT.shape[1]:
-            allowed_PK = allowed_PK.clone()
-            row_P, column = (played_PT >= 0).nonzero(as_tuple=True)
-            allowed_PK[row_P, played_PT[row_P, column]] = False
+            first_P = allowed_PK[:, 0] & ~(played_PT == 0).any(1)  # -1 is written as track 0
+            allowed_PK.scatter_(1, played_PT.clamp(min=0), False)
+            allowed_PK[:, 0] = first_P
         return allowed_PK
 
 

@@ -68,7 +68,7 @@ def _score(name: str, tracks: int) -> list[Row]:
 
     @torch.inference_mode()
     def run() -> float:
-        catalogue_utility(model, utility, [h_BD], mode_B).topk(100)
+        catalogue_utility(model, utility, [h_BD], mode_B, halves=[candidates]).topk(100)
         return 1.0
 
     @torch.inference_mode()

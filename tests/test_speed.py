@@ -7,13 +7,16 @@ from slow_truth import plain_encoding
 from tiny_logs import opened, policy, random_log, world_model
 
 from amrs.batches import Batch
+from amrs.config.groups import UtilityConfig
 from amrs.data import SessionDataModule
 from amrs.models import linear
 from amrs.models.dropout import keep_noise
 from amrs.models.world_model import masked_sums
-from amrs.rules import log_prob_allowed, log_softmax_allowed
+from amrs.policies import catalogue_utility
+from amrs.rules import Rules, log_prob_allowed, log_softmax_allowed
 from amrs.splits import TRAIN
 from amrs.stages import bc
+from amrs.utility import Utility
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 
@@ -102,3 +105,22 @@ def test_a_large_catalogue_in_chunks_trains_the_same(
         found.append((log_p_N, *torch.autograd.grad(log_p_N.sum(), list(model.parameters()))))
     for whole, chunked in zip(*found, strict=True):
         torch.testing.assert_close(whole, chunked, atol=1e-3, rtol=1e-3)
+
+
+def test_rules_mask_the_first_track_only_where_it_was_played() -> None:
+    rules = Rules(torch.tensor([[True, True, True], [False, True, True]]), repeats=False)
+    played = torch.tensor([[0, 2], [-1, -1], [1, -1], [-1, -1]])
+    found = rules.allowed(torch.tensor([0, 0, 0, 1]), played)
+    assert found.int().tolist() == [[0, 1, 0], [1, 1, 1], [1, 0, 1], [0, 1, 1]]
+
+
+def test_a_catalogue_scored_in_parts_scores_the_same(
+    data: SessionDataModule, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, utility = world_model(data, members=2).eval(), Utility(UtilityConfig(), data.log.metadata.modes)
+    h_MBD = [member.encoder.last(batch) for member in model.ensemble]
+    mode_B = batch.mode_BL[:, 0]
+    whole = catalogue_utility(model, utility, h_MBD, mode_B)
+    monkeypatch.setattr("amrs.policies._SCORED", 20)
+    halves = [member.candidates() for member in model.ensemble]
+    torch.testing.assert_close(catalogue_utility(model, utility, h_MBD, mode_B, halves=halves), whole)

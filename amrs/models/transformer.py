@@ -91,13 +91,17 @@ class Block(nn.Module):
             x_ND = take_rows(x_ND, packed.rows(wanted_M))
         return self._finish(x_ND, attended), k, v
 
-    def append(self, x_BD: Tensor, keys: Tensor, values: Tensor, length_B: Tensor) -> Tensor:
-        """The block's output for one more token; writes its key and value into slot `length_B`."""
+    def append(self, x_BD: Tensor, keys: Tensor, values: Tensor, length_B: Tensor, filled: int) -> Tensor:
+        """The block's output for one more token; writes its key and value into slot `length_B`, which is
+        below `filled` for all."""
         q, k, v = self._project(x_BD, Packed((len(x_BD), 1), None), length_B[:, None])
         row_B = torch.arange(len(x_BD), device=x_BD.device)
         keys[row_B, :, length_B], values[row_B, :, length_B] = k[:, :, 0], v[:, :, 0]
-        seen_BC = torch.arange(keys.shape[2], device=x_BD.device) <= length_B[:, None]
-        attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen_BC[:, None, None])
+        # By hand: torch's fused attention gains nothing from a single query, nor from slots that are empty.
+        keys, values = keys[:, :, :filled], values[:, :, :filled]
+        unseen_BC = torch.arange(filled, device=x_BD.device) > length_B[:, None]
+        score = (q @ keys.transpose(-1, -2)).mul_(q.shape[-1] ** -0.5)
+        attended = score.masked_fill_(unseen_BC[:, None, None], -torch.inf).softmax(-1) @ values
         return self._finish(x_BD, attended.flatten(1))
 
 
@@ -265,8 +269,9 @@ class HistoryEncoder(nn.Module):
         x = self.embed(torch.cat([known, token], -1))[:, 0]
         if self.position is not None:
             x = x + self.position(cache.length_B)
+        filled = int(cache.length_B.max()) + 1
         for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
             assert isinstance(block, Block)
-            x = block.append(x, keys, values, cache.length_B)
+            x = block.append(x, keys, values, cache.length_B, filled)
         cache.length_B = cache.length_B + 1
         return torch.cat([self.norm(x), summary.taste_BLTE[:, 0].flatten(-2), known[:, 0]], -1)
