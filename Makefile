@@ -1,4 +1,4 @@
-# make demo | test | check | format | setup | lock | clean        (Python 3.11, Linux x86_64, CPU)
+# make demo | test | check | format | setup | lock | bench | clean        (Python 3.11, Linux x86_64, CPU)
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -27,7 +27,7 @@ torch = $(PIP) $(1) -qq $(HASHED) $(2) -r $(TORCH) 2>/dev/null \
 	|| { echo "make: torch's CPU build was found neither where pip is configured to look nor at" \
 	     "$(TORCH_INDEX); is there a network? A mirror: make TORCH_INDEX=URL setup" >&2; exit 1; }
 
-.PHONY: help demo test check format setup lock clean
+.PHONY: help demo test check format setup lock bench clean
 
 help:
 	@echo "make demo    set up, then from nothing to a report on the synthetic platform"
@@ -36,6 +36,7 @@ help:
 	@echo "make format  set up, then format and fix what ruff can"
 	@echo "make setup   .venv with everything that the tests use (CPU build of torch), .venv-sweeps for W&B's search"
 	@echo "make lock    resolve pyproject.toml anew into $(LOCK), and $(SWEEPS)"
+	@echo "make bench   set up, then measure speed next to its bounds; BENCH=\"items\" for some of it"
 	@echo "make clean   remove both environments and caches; runs/ stays"
 
 setup: $(STAMP) $(SWEEPS_STAMP)
@@ -95,6 +96,16 @@ lock:
 	  --strip-extras --no-emit-find-links --no-emit-index-url --no-emit-trusted-host --no-annotate \
 	  --output-file $(SWEEPS)
 	@sed -i '/^# WARNING: The following packages were not pinned/,$$d' $(LOCK)
+
+# RecTools needs numpy<2, so it gets an environment of its own.
+build/peer:
+	@$(PYTHON) -m venv build/peer.partial
+	@build/peer.partial/bin/python -m pip install -qq --disable-pip-version-check --no-input \
+	  $$(grep -o '^torch==[^ ]*' $(TORCH)) 'rectools[torch]==0.19.0' 'numpy<2' --extra-index-url $(TORCH_INDEX)
+	@$(PYTHON) -c 'import os; os.rename("build/peer.partial", "build/peer")'
+
+bench: setup build/peer
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks $(BENCH)
 
 clean:
 	rm -rf .venv .venv-sweeps build *.egg-info .mypy_cache .ruff_cache .pytest_cache
