@@ -8,6 +8,7 @@ u is held for the session, so that 24 policies cost one look at the catalogue.
 Shape suffixes: B sessions, K tracks, P policies, U users, D bootstrap draws.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,6 +33,7 @@ from amrs.runs import Run, RunError, read_json
 from amrs.splits import TRAIN, VALIDATION
 from amrs.stages import bc, world_model
 from amrs.stages.prepare import open_data
+from amrs.targets import Ints
 from amrs.utility import Utility
 
 DIRECTIONS: dict[str, dict[str, float]] = {
@@ -114,15 +116,29 @@ def choice_rows(
                 found.append(Row(section, name, signal, "gain", "mean", "all", *estimate, unit))
             if section == "realised":
                 continue
-            both_B = np.concatenate([value_BP, realised_BP, np.ones((len(user_B), 1))], 1)
-            sums_UC = metrics.user_sums(both_B, user_B)
-            for metric, statistic, of in (
-                ("kendall_tau", tau_of, "rank correlation"),
-                ("regret", regret_of, unit),
-            ):
-                estimate = metrics.user_bootstrap(sums_UC, statistic, len(user_B), draws, seed)
+            both_BC = np.concatenate([value_BP, realised_BP, np.ones((len(user_B), 1))], 1)
+            tau = _resampled(tau_of, both_BC, user_B, (-1.0, 1.0), draws, seed)
+            regret = _resampled(regret_of, both_BC, user_B, (0.0, np.inf), draws, seed)
+            for metric, estimate, of in (("kendall_tau", tau, "rank correlation"), ("regret", regret, unit)):
                 found.append(Row(section, "tilt:all", signal, metric, "mean", "all", *estimate, of))
     return found
+
+
+def _resampled(
+    statistic: Callable[[Floats], Floats], both_BC: Floats, user_B: np.ndarray, span: tuple[float, float],
+    draws: int, seed: int,
+) -> metrics.Estimate:  # fmt: skip
+    """Interval by user inside `span`, centred: draws are noisier than the sample, so that they rank worse and
+    find better bests."""
+
+    def again(row_M: Ints, user_M: Ints) -> float:
+        return float(statistic(both_BC[row_M].sum(0)))
+
+    value, low, high, n = metrics.resampled_users(again, user_B, draws, seed, centred=True)
+    if low is None or high is None:
+        return metrics.Estimate(value, None, None, n)
+    low, high = (float(min(max(end, span[0]), span[1])) for end in (low, high))
+    return metrics.Estimate(value, low, high, n)
 
 
 def tau_of(sums: Floats) -> Floats:
@@ -137,10 +153,7 @@ def tau_of(sums: Floats) -> Floats:
 
 
 def regret_of(sums: Floats) -> Floats:
-    """What the best policy realises more than the one predicted best, 0 or more.
-
-    In a bootstrap draw the best is the best of the draw, so draws lie somewhat high.
-    """
+    """What the best policy realises more than the one predicted best, 0 or more."""
     predicted, realised = _halves(sums)
     picked = np.take_along_axis(realised, predicted.argmax(-1)[..., None], -1)[..., 0]
     regret: Floats = realised.max(-1) - picked
