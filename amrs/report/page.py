@@ -104,7 +104,8 @@ def _chapters(report: Report) -> list[Chapter]:
             (_WORLDS, [], stress.world_table(report)),
         )),
         Chapter("truth", "Do predicted gains come true?", _TRUTH,
-                _parts((_DIAGONAL, figures.truth_panels(report), None, "ways"))),
+                _parts((_DIAGONAL, figures.truth_panels(report), None, "ways"),
+                       ("", [], tables.honesty_table(report)), ("", [], tables.choosing_table(report)))),
     ]  # fmt: skip
 
 

@@ -126,7 +126,8 @@ def trust_tables(report: Report) -> list[Table]:
 
 def gain_table(report: Report) -> Table | None:
     """Each policy's gain over Copycat for each signal: realised and predicted side by side."""
-    shown = [section for section in GAIN_SECTIONS if report.find(section=section, metric="gain")]
+    ways = (*GAIN_SECTIONS, "predicted_same_log")
+    shown = [section for section in ways if report.find(section=section, metric="gain")]
     if not shown:
         return None
     lead = shown[0]
@@ -194,6 +195,38 @@ def diversity_table(report: Report) -> Table | None:
     return table._replace(
         header=[table.header[0], "Effective tracks, of Copycat's", *table.header[1:]], rows=rows
     )
+
+
+def honesty_table(report: Report) -> Table | None:
+    """The judge's gain corrected by its uplift slope, and what share of each prediction came true."""
+    lines = []
+    for signal in ("valence", "arousal"):
+        keys: dict[str, str | int] = {"subject": "dpo", "signal": signal}
+        corrected = report.one(section="predicted", metric="corrected_gain", **keys)
+        ratios = [
+            report.one(section=section, metric="predicted_over_realised", **keys)
+            for section in ("predicted", "predicted_labeller", "predicted_same_log")
+        ]
+        if corrected is not None:
+            lines.append([Cell(label(signal)), row_cell(corrected), *map(row_cell, ratios)])
+    header = ["Signal", "Judge, corrected by its uplift slope (90 %)", "Judge over realised",
+              "Labeller over realised", "Same log over realised"]  # fmt: skip
+    return (
+        Table("DPO's predicted gain, corrected and against what came true", header, lines) if lines else None
+    )
+
+
+def choosing_table(report: Report) -> Table | None:
+    """How well policies near Copycat are ranked, and what picking the one predicted best would cost."""
+    lines = []
+    for section in ("predicted", "predicted_labeller"):
+        for signal in ("utility", "valence"):
+            keys: dict[str, str | int] = {"section": section, "subject": "tilt:all", "signal": signal}
+            found = [report.one(metric=metric, **keys) for metric in ("kendall_tau", "regret")]
+            if found[0] is not None:
+                lines.append([Cell(label(section)), Cell(label(signal)), *map(row_cell, found)])
+    header = ["By", "Signal", "Kendall's tau with the platform", "Regret of the pick"]
+    return Table("Choosing among policies near Copycat", header, lines, heads=2) if lines else None
 
 
 def off_policy_table(report: Report) -> Table | None:
