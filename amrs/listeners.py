@@ -49,10 +49,10 @@ class HistoryReader:
             )
         self.encoder, self.data, self.horizon = encoder.eval(), data, horizon
 
-    def start(self, row_B: Tensor) -> Mind:
-        """Read each session's history and its start token."""
+    def start(self, row_B: Tensor, step_B: Tensor | int = 0) -> Mind:
+        """Read each session's history and its start token, and its first `step_B` plays."""
         device = self.encoder.static_mean.device
-        batch = self.data.prefix(row_B, length=self.encoder.config.history - self.horizon)
+        batch = self.data.prefix(row_B, step_B, length=self.encoder.config.history - self.horizon)
         h_BD, cache = self.encoder.prefill(Batch(*(x.to(device) for x in batch)), self.horizon)
         static_BF = self.data.flat.static_SF[row_B].to(device)
         return Mind(h_BD, cache, static_BF, self.data.flat.mode_S[row_B])
@@ -97,14 +97,15 @@ class ImaginedListeners:
             member.eval()
 
     @torch.inference_mode()
-    def start(self, row_B: Tensor, key_B: Tensor) -> list[_Group]:
-        """Listeners as sessions `row_B` of the log start."""
+    def start(self, row_B: Tensor, key_B: Tensor, step_B: Tensor | int = 0) -> list[_Group]:
+        """Listeners as sessions `row_B` of the log start, or after their first `step_B` plays."""
+        step_B = torch.as_tensor(step_B).expand(len(row_B))
         member_B = (uniform(key_B, MEMBER) * len(self.members)).long()
         groups = []
         for m, (member, reader) in enumerate(zip(self.members, self.readers, strict=True)):
             index_G = torch.nonzero(member_B == m)[:, 0]
             if len(index_G):
-                mind = reader.start(row_B[index_G])
+                mind = reader.start(row_B[index_G], step_B[index_G])
                 groups.append(_Group(member, reader, index_G, key_B[index_G], mind))
         return groups
 

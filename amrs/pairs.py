@@ -4,7 +4,7 @@ Shape suffixes: B pairs or histories, C candidates, K tracks, S sessions, N toke
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from amrs.config.stages import NegativeConfig, PreferencesConfig
+from amrs.continuations import continued_utility, shortfall
 from amrs.data import SessionDataModule
 from amrs.histories import FlatLog, played_before
 from amrs.models.policy import PolicyModel
@@ -19,6 +20,7 @@ from amrs.models.world_model import WorldModel
 from amrs.noise import uniform
 from amrs.rollout import choose
 from amrs.rules import Rules, log_softmax_allowed
+from amrs.splits import TRAIN
 from amrs.utility import Utility
 
 EXPLORE, HISTORIES, DRAWS = 300, 301, 302
@@ -125,6 +127,8 @@ class Labelling:
     rules: Rules
     config: PreferencesConfig
     seed: int
+    behaviour: PolicyModel | None = None
+    """Whose draws are the candidates of `on_policy`."""
 
 
 def corrective(source: Labelling, rows: Tensor) -> Pairs:
@@ -147,10 +151,81 @@ def margin(source: Labelling, rows: Tensor) -> Pairs:
     utility less divergence: log pi / pi_ref = U / tau + const. (Negative feedback says where the reference
     did badly, not what it may do instead.) At most `histories` plays, by a draw of their own.
     """
+    return _in_chunks(source, _some_plays(source, rows), _extremes)
+
+
+def _some_plays(source: Labelling, rows: Tensor) -> Tensor:
+    """At most `histories` play tokens of the sessions `rows`, by a draw of each play's own."""
     flat = source.data.flat
     token_N = torch.nonzero(_of_rows(flat, rows) & (flat.track_N >= 0))[:, 0]
     order = uniform(source.seed, HISTORIES, token_N).argsort()
-    return _in_chunks(source, token_N[order[: source.config.histories]].sort().values, _extremes)
+    return token_N[order[: source.config.histories]].sort().values
+
+
+def _draws(source: Labelling, token_B: Tensor) -> Tensor:
+    """Tracks (B, C) that Copycat might have played instead."""
+    row_B, step_B = source.data.flat.session_N[token_B], source.data.flat.step_N[token_B] - 1
+    log_p_BK = next_track_log_probs(source.copycat, source.data, source.rules, row_B, step_B)
+    each = range(source.config.draws)
+    return torch.stack([choose(log_p_BK, uniform(source.seed, DRAWS, token_B, c)) for c in each], 1)
+
+
+def on_policy(source: Labelling, rows: Tensor) -> Pairs:
+    """As `margin`, but the candidates are drawn from an earlier round's policy (`preferences.policy`).
+
+    The reference stays Copycat. Where the policy has moved, its own draws say more about what it should do
+    next than Copycat's (as in iterated DPO: Xu et al. 2023).
+    """
+    assert source.behaviour is not None
+    return margin(replace(source, copycat=source.behaviour), rows)
+
+
+def best_worst(source: Labelling, rows: Tensor) -> Pairs:
+    """The best and the worst first track of `draws` continuations that the labeller imagines.
+
+    Candidates are Copycat's, at plays of the log; Copycat goes on to the end of the session, and all of a
+    history meet the same luck. Dearer and noisier than `margin`, but it trusts no linear carry.
+    """
+    return _in_chunks(source, _some_plays(source, rows), _continued)
+
+
+def credited(source: Labelling, rows: Tensor) -> Pairs:
+    """Corrections of the tracks that a disappointing session is put down to.
+
+    A session disappoints where its report fell below what its start let expect (`shortfall` above 0). The
+    labeller credits each of its tracks with what it left at the end compared with Copycat's draws there,
+    c(s) (u(track) - mean u(draw)); those below 0 are rejected, and corrected as in `corrective`.
+    """
+    flat = source.data.flat
+    chunks = [row_B for row_B in rows.split(_CHUNK) if len(row_B)]
+    fell = [shortfall(source.model, source.utility, source.data, row_B) for row_B in chunks]
+    fell_S = torch.full((len(flat.mode_S),), torch.nan)
+    if chunks:
+        fell_S[rows] = torch.cat(fell)
+    token_N = torch.nonzero((fell_S > 0)[flat.session_N] & (flat.track_N >= 0))[:, 0]
+    blamed = [token_B[_credit(source, token_B) < 0] for token_B in token_N.split(_CHUNK) if len(token_B)]
+    return _in_chunks(source, torch.cat(blamed) if blamed else token_N, _corrections)
+
+
+def _credit(source: Labelling, token_B: Tensor) -> Tensor:
+    """Utility of the track that was played less the mean over Copycat's draws there, (B,)."""
+    data = source.data
+    row_B, step_B = data.flat.session_N[token_B], data.flat.step_N[token_B] - 1
+    candidate_BC = torch.cat([data.flat.track_N[token_B][:, None], _draws(source, token_B)], 1)
+    u_BC = candidate_utility(source.model, source.utility, data, row_B, step_B, candidate_BC)
+    return u_BC[:, 0] - u_BC[:, 1:].mean(1)
+
+
+def _continued(source: Labelling, token_B: Tensor) -> Pairs:
+    data = source.data
+    row_B, step_B = data.flat.session_N[token_B], data.flat.step_N[token_B] - 1
+    candidate_BC = _draws(source, token_B)
+    horizon = int(data.flat.length_S[data.rows(TRAIN)].double().median())
+    u_BC = continued_utility(
+        source.model, source.copycat, source.utility, data, source.rules, row_B, step_B, candidate_BC,
+        source.seed, horizon,
+    )  # fmt: skip
+    return _best_and_worst(source, row_B, step_B, candidate_BC, u_BC)
 
 
 def _of_rows(flat: FlatLog, rows: Tensor) -> Tensor:
@@ -171,23 +246,29 @@ def _in_chunks(source: Labelling, token_N: Tensor, make: Callable[[Labelling, Te
 
 
 def _extremes(source: Labelling, token_B: Tensor) -> Pairs:
-    data, config = source.data, source.config
+    data = source.data
     row_B, step_B = data.flat.session_N[token_B], data.flat.step_N[token_B] - 1
-    log_p_BK = next_track_log_probs(source.copycat, data, source.rules, row_B, step_B)
-    draws = [choose(log_p_BK, uniform(source.seed, DRAWS, token_B, c)) for c in range(config.draws)]
-    candidate_BC = torch.stack(draws, 1)
+    candidate_BC = _draws(source, token_B)
     u_MBC = member_utilities(source.model, source.utility, data, row_B, step_B, candidate_BC)
-    u_BC = source.utility.joined(u_MBC)
-    best_B, worst_B = u_BC.argmax(1), u_BC.argmin(1)
-    row = torch.arange(len(token_B))
-    du_B = u_BC[row, best_B] - u_BC[row, worst_B]
-    if config.margin > 0 and len(u_MBC) > 1:
-        doubt_B = (u_MBC[:, row, best_B] - u_MBC[:, row, worst_B]).std(0)
-        du_B = du_B.where(du_B > config.margin * doubt_B, -1.0)
-    order_BC = candidate_BC.gather(1, u_BC.argsort(dim=1, stable=True))
-    others_BJ = order_BC[:, 1 : config.rejected]
-    others_BJ = others_BJ.masked_fill(others_BJ == candidate_BC[row, best_B][:, None], -1)
-    return Pairs(row_B, step_B, candidate_BC[row, best_B], candidate_BC[row, worst_B], du_B, others_BJ)
+    pairs = _best_and_worst(source, row_B, step_B, candidate_BC, source.utility.joined(u_MBC))
+    if source.config.margin > 0 and len(u_MBC) > 1:
+        at_B2 = torch.stack([(candidate_BC == k[:, None]).int().argmax(1)
+                             for k in (pairs.chosen_B, pairs.rejected_B)], 1)  # fmt: skip
+        u_MB2 = u_MBC.gather(2, at_B2.expand(len(u_MBC), -1, -1))
+        doubt_B = (u_MB2[..., 0] - u_MB2[..., 1]).std(0)
+        pairs.du_B = pairs.du_B.where(pairs.du_B > source.config.margin * doubt_B, -1.0)
+    return pairs
+
+
+def _best_and_worst(
+    source: Labelling, row_B: Tensor, step_B: Tensor, candidate_BC: Tensor, u_BC: Tensor
+) -> Pairs:
+    order_BC = u_BC.argsort(dim=1, stable=True)
+    sorted_BC, u_BC = candidate_BC.gather(1, order_BC), u_BC.gather(1, order_BC)
+    chosen_B = sorted_BC[:, -1]
+    others_BJ = sorted_BC[:, 1 : source.config.rejected]
+    others_BJ = others_BJ.masked_fill(others_BJ == chosen_B[:, None], -1)
+    return Pairs(row_B, step_B, chosen_B, sorted_BC[:, 0], u_BC[:, -1] - u_BC[:, 0], others_BJ)
 
 
 def _corrections(source: Labelling, token_B: Tensor) -> Pairs:
@@ -259,4 +340,10 @@ def next_track_log_probs(
     return log_softmax_allowed(policy.logits(h_BD), allowed_BK)
 
 
-SAMPLERS: dict[str, Callable[[Labelling, Tensor], Pairs]] = {"margin": margin, "corrective": corrective}
+SAMPLERS: dict[str, Callable[[Labelling, Tensor], Pairs]] = {
+    "margin": margin,
+    "corrective": corrective,
+    "credited": credited,
+    "best_worst": best_worst,
+    "on_policy": on_policy,
+}

@@ -49,10 +49,10 @@ class NeuralPolicy:
         self.reader = HistoryReader(model.encoder, data, horizon)
 
     @torch.inference_mode()
-    def start(self, row_B: Tensor) -> Mind:
-        """Read the logged history."""
+    def start(self, row_B: Tensor, step_B: Tensor | int = 0) -> Mind:
+        """Read the logged history, and the session's first `step_B` plays."""
         self.tracks = self.model.tracks()
-        return self.reader.start(row_B)
+        return self.reader.start(row_B, step_B)
 
     @torch.inference_mode()
     def logits(self, state: Mind) -> Tensor:

@@ -100,6 +100,22 @@ class Utility:
             total += scale * good * carry_B.reshape(-1, *[1] * (good.ndim - 1))
         return total
 
+    def of_values(self, values: Mapping[str, Tensor], mode_B: Tensor) -> Tensor:
+        """Utility (B,) of known values (B,) by signal, at the session's end; a target counts 1 - |x - t|."""
+        total_B = torch.zeros(len(mode_B))
+        for signal in [name for name in self.weights if name in values]:
+            scale = self.weights[signal] / max(self.spread.get(signal, 1.0), LEAST_SPREAD)
+            for mode in mode_B.unique().tolist():
+                rows, direction = mode_B == mode, self.direction(signal, mode)
+                x = values[signal][rows]
+                if direction == "up":
+                    total_B[rows] += scale * x
+                elif direction == "down":
+                    total_B[rows] += scale * (1 - x)
+                elif direction is not None:
+                    total_B[rows] += scale * (1 - (x - float(direction)).abs())
+        return total_B
+
     def _carry(self, signal: str, mode_B: Tensor, step_B: Tensor | None) -> Tensor:
         """c_x(s), as (B,)."""
         if signal not in self.carry:

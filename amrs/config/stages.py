@@ -105,9 +105,12 @@ class NegativeConfig:
 
 @dataclass
 class PreferencesConfig:
-    sampler: Literal["margin", "corrective"] = "margin"
-    """How pairs are made: best and worst of Copycat's own draws, or negative-feedback corrective sampling
-    as published."""
+    sampler: Literal["margin", "corrective", "credited", "best_worst", "on_policy"] = "margin"
+    """How pairs are made: best and worst of Copycat's own draws; negative-feedback corrective sampling as
+    published; corrections of the tracks that a disappointing report is credited to; best and worst of
+    imagined continuations; best and worst of draws from `preferences.policy`."""
+    policy: str | None = None
+    """Run folder of stage dpo whose policy's draws are the candidates of the next round (on_policy)."""
     histories: int = 6000
     """Plays of training and validation users at which pairs are made (margin), 1 or more."""
     rejected: int = 1
@@ -130,6 +133,8 @@ class PreferencesConfig:
     def __post_init__(self) -> None:
         check(1 <= self.rejected < self.draws, "preferences.rejected", self.rejected,
               f"1 or more, below preferences.draws={self.draws}")  # fmt: skip
+        check((self.policy is not None) == (self.sampler == "on_policy"), "preferences.policy", self.policy,
+              "a run folder of stage dpo with preferences.sampler=on_policy, null otherwise")  # fmt: skip
         for key, least in (("histories", 1), ("draws", 2), ("margin", 0)):
             check(getattr(self, key) >= least, f"preferences.{key}", getattr(self, key), f"{least} or more")
         for key in ("neighbours", "explore"):

@@ -37,7 +37,10 @@ def run(run: Run, folder: Path) -> None:
     rows = torch.cat([data.rows(TRAIN), data.rows(VALIDATION)])
     effects = measure(labeller, copycat, data, config.utility, config.seed)
     utility = Utility(config.utility, data.log.metadata.modes, *effects)
-    source = Labelling(labeller, copycat, utility, data, rules, section, config.seed)
+    behaviour = None
+    if section.policy is not None:
+        behaviour = bc.load(Path(section.policy), data, run.parents["bc"].folder)
+    source = Labelling(labeller, copycat, utility, data, rules, section, config.seed, behaviour)
     pairs = SAMPLERS[section.sampler](source, rows)
     part_B = data.part_S[pairs.row_B]
     training = int((part_B == TRAIN).sum())
