@@ -134,6 +134,14 @@ def gain_rows(
                         subject=subject, signal=signal, modes=meta.modes, share=share,
                         within_sd=within.get(signal), group=group, draws=draws, seed=seed,
                     )  # fmt: skip
+                if "production" in found and subject != "production":
+                    logged_B = outcome(found["production"], signal)
+                    over = metrics.gain_rows(
+                        value_B[keep_B], logged_B[keep_B], mode_B[keep_B], user_B[keep_B], section=section,
+                        subject=subject, signal=signal, modes=meta.modes, share=share, group=group,
+                        draws=draws, seed=seed,
+                    )  # fmt: skip
+                    rows += [replace(r, metric="gain_over_production") for r in over if r.metric == "gain"]
     return rows
 
 

@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from amrs.config.stages import NegativeConfig, PreferencesConfig
+from amrs.candidates import candidate_utility, member_utilities, next_track_log_probs
+from amrs.config.stages import PreferencesConfig
 from amrs.continuations import continued_utility, shortfall
 from amrs.data import SessionDataModule
 from amrs.histories import FlatLog, played_before
 from amrs.models.policy import PolicyModel
 from amrs.models.world_model import WorldModel
+from amrs.negatives import negative_plays
 from amrs.noise import uniform
 from amrs.rollout import choose
-from amrs.rules import Rules, log_softmax_allowed
+from amrs.rules import Rules
 from amrs.splits import TRAIN
 from amrs.utility import Utility
 
@@ -43,49 +45,6 @@ class Pairs:
 
     def __getitem__(self, keep_B: Tensor) -> "Pairs":
         return Pairs(*(getattr(self, name)[keep_B] for name in self.__dataclass_fields__))
-
-
-def negative_plays(flat: FlatLog, config: NegativeConfig, utility: Utility) -> Tensor:
-    """True for play tokens with negative feedback, as (N,).
-
-    A dislike; too little of the track played; a report right after the track that moved the wrong way
-    since the report before it (for valence down, for arousal against the mode's direction); and, if asked
-    for, the last tracks of a session whose final report moved the wrong way since its pre-report.
-    """
-    engagement_N, rating_N = flat.feedback_N4[:, 0], flat.feedback_N4[:, 1]
-    negative_N = engagement_N < config.engagement_below
-    if config.rating:
-        negative_N = negative_N | (rating_N == 0)
-    if config.track_report:
-        before_N2 = torch.full_like(flat.report_S2[flat.session_N], torch.nan)
-        before_N2[1:] = flat.feedback_N4[:-1, 2:]
-        before_N2[flat.step_N <= 1] = flat.pre_report_S2[flat.session_N[flat.step_N <= 1]]
-        mode_N = flat.mode_S[flat.session_N]
-        negative_N = negative_N | _moved_wrong(before_N2, flat.feedback_N4[:, 2:], mode_N, utility)
-    if config.session_report:
-        wrong_S = _moved_wrong(flat.pre_report_S2, flat.report_S2, flat.mode_S, utility)
-        late_N = flat.length_S[flat.session_N] - flat.step_N < config.session_report
-        negative_N = negative_N | (wrong_S[flat.session_N] & late_N)
-    return negative_N & (flat.track_N >= 0)
-
-
-def _moved_wrong(before_B2: Tensor, after_B2: Tensor, mode_B: Tensor, utility: Utility) -> Tensor:
-    """True where valence or arousal moved against the direction that the utility gives it."""
-    wrong_B = torch.zeros(len(mode_B), dtype=torch.bool)
-    for column, signal in enumerate(("valence", "arousal")):
-        if utility.weights.get(signal, 0) <= 0:
-            continue
-        for mode in mode_B.unique().tolist():
-            rows_B = mode_B == mode
-            before, after = before_B2[rows_B, column], after_B2[rows_B, column]
-            direction = utility.direction(signal, mode)
-            if direction == "up":
-                wrong_B[rows_B] |= after < before
-            elif direction == "down":
-                wrong_B[rows_B] |= after > before
-            elif direction is not None:
-                wrong_B[rows_B] |= (after - float(direction)).abs() > (before - float(direction)).abs()
-    return wrong_B
 
 
 def whitened(embedding_KE: Tensor) -> Tensor:
@@ -290,54 +249,6 @@ def _corrections(source: Labelling, token_B: Tensor) -> Pairs:
     du_B = du_B.where(legal_BC.any(1), -1.0)
     none_B0 = rejected_B[:, None][:, :0]
     return Pairs(row_B, step_B, candidate_BC.gather(1, best_B)[:, 0], rejected_B, du_B, none_B0)
-
-
-@torch.inference_mode()
-def candidate_utility(
-    model: WorldModel,
-    utility: Utility,
-    data: SessionDataModule,
-    row_B: Tensor,
-    step_B: Tensor,
-    track_BC: Tensor,
-) -> Tensor:
-    """Predicted utility (B, C) if each candidate were play `step_B`, of all members together."""
-    return utility.joined(member_utilities(model, utility, data, row_B, step_B, track_BC))
-
-
-def member_utilities(
-    model: WorldModel, utility: Utility, data: SessionDataModule, row_B: Tensor, step_B: Tensor,
-    track_BC: Tensor,
-) -> Tensor:  # fmt: skip
-    """Predicted utility (M, B, C) of each member if each candidate were play `step_B`."""
-    predicted = candidate_answers(model, data, row_B, step_B, track_BC)
-    mode_B = data.flat.mode_S[row_B]
-    answers = zip(model.ensemble, predicted, strict=True)
-    return torch.stack([utility(m.kinds, params, mode_B, step_B) for m, params in answers])
-
-
-@torch.inference_mode()
-def candidate_answers(
-    model: WorldModel, data: SessionDataModule, row_B: Tensor, step_B: Tensor, track_BC: Tensor
-) -> list[dict[str, Tensor]]:
-    """Head parameters (B, C, P) by signal, of each member."""
-    batch = data.prefix(row_B, step_B)
-    answers = []
-    for member in model.ensemble:
-        h_B1D = member.encoder.last(batch)[:, None]
-        answers.append(member.answer(h_B1D, member.candidates(track_BC)))
-    return answers
-
-
-@torch.inference_mode()
-def next_track_log_probs(
-    policy: PolicyModel, data: SessionDataModule, rules: Rules, row_B: Tensor, step_B: Tensor
-) -> Tensor:
-    """Log-probabilities (B, K) in nats of every track as play `step_B` of session `row_B`."""
-    batch = data.prefix(row_B, step_B)
-    h_BD = policy.encoder.last(batch)
-    allowed_BK = rules.allowed(data.flat.mode_S[row_B], played_before(data.flat, row_B, step_B))
-    return log_softmax_allowed(policy.logits(h_BD), allowed_BK)
 
 
 SAMPLERS: dict[str, Callable[[Labelling, Tensor], Pairs]] = {

@@ -118,11 +118,17 @@ def test_gains_by_hand(data: SessionDataModule) -> None:
     generator = torch.Generator().manual_seed(0)
     played = [[True, True]] * count
     found = {}
-    for name in ("copycat", "dpo"):
+    for name in ("copycat", "dpo", "production"):
         values = {s: torch.rand(count, 2, generator=generator).tolist() for s in data.log.metadata.signals}
         found[name] = rollouts(values, played)
-    rows = {(r.signal, r.group): r.value for r in gain_rows("realised", found, sessions, data, 0, 100)
-            if r.metric == "gain"}  # fmt: skip
+    made = gain_rows("realised", found, sessions, data, 0, 100)
+    rows = {(r.signal, r.group): r.value for r in made if r.metric == "gain" and r.subject == "dpo"}
+    over = {r.subject: r.value for r in made
+            if (r.signal, r.group, r.metric) == ("valence", "mode:calm", "gain_over_production")}  # fmt: skip
+    calm_B = (sessions.mode_B == 1).numpy()
+    assert over.keys() == {"copycat", "dpo"}
+    logged_B = outcome(found["production"], "valence")
+    assert over["dpo"] == pytest.approx((outcome(found["dpo"], "valence") - logged_B)[calm_B].mean())
     mode_B = sessions.mode_B.numpy()
     for signal, sign in (("valence", [1, 1]), ("arousal", [1, -1])):
         difference_B = outcome(found["dpo"], signal) - outcome(found["copycat"], signal)

@@ -9,24 +9,14 @@ import pytest
 import torch
 from tiny_logs import letters, opened, policy, random_log, session, world_model, write
 
+from amrs.candidates import candidate_answers, candidate_utility, next_track_log_probs
 from amrs.config.groups import UtilityConfig, WeightsConfig
 from amrs.config.stages import NegativeConfig, PreferencesConfig
 from amrs.data import SessionDataModule
 from amrs.models.world_model import WorldModel
+from amrs.negatives import negative_plays
 from amrs.noise import uniform
-from amrs.pairs import (
-    DRAWS,
-    EXPLORE,
-    Labelling,
-    Pairs,
-    candidate_answers,
-    candidate_utility,
-    corrective,
-    margin,
-    nearest_tracks,
-    negative_plays,
-    next_track_log_probs,
-)
+from amrs.pairs import DRAWS, EXPLORE, Labelling, Pairs, corrective, margin, nearest_tracks
 from amrs.rollout import choose
 from amrs.splits import TEST, TRAIN, VALIDATION
 from amrs.utility import Utility

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny_logs import METADATA, opened, policy, random_log
 
+from amrs.candidates import next_track_log_probs
 from amrs.data import SessionDataModule
 from amrs.models.policy import played_so_far
-from amrs.pairs import next_track_log_probs
 from amrs.rules import Rules, log_softmax_allowed
 from amrs.splits import TRAIN
 from amrs.stages.bc import clone_log_probs

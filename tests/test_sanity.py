@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 
 from amrs.batches import Batch, StepBatches
+from amrs.candidates import next_track_log_probs
 from amrs.config import Config, load
 from amrs.config.data import SplitConfig
 from amrs.config.groups import ModelConfig
@@ -30,7 +31,6 @@ from amrs.metrics import Estimate, auroc_interval, mean_interval, r2_interval
 from amrs.metrics.gains import AROUSAL_SIGN
 from amrs.models.world_model import WorldModel, masked_sums
 from amrs.outcomes import choose_sessions, outcome, roll_out
-from amrs.pairs import next_track_log_probs
 from amrs.platform import draw_platform, load_truth
 from amrs.platform.catalogue import catalogue_table
 from amrs.policies import NeuralPolicy

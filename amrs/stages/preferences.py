@@ -7,14 +7,16 @@ from datasets import Dataset, disable_progress_bars
 from torch import Tensor
 from tqdm import tqdm
 
+from amrs.candidates import next_track_log_probs
 from amrs.carry import Effects, measure_effects
 from amrs.config.groups import UtilityConfig
 from amrs.data import SessionDataModule
 from amrs.listeners import ImaginedListeners
 from amrs.models.policy import PolicyModel
 from amrs.models.world_model import WorldModel
+from amrs.negatives import negative_plays
 from amrs.noise import uniform
-from amrs.pairs import SAMPLERS, Labelling, Pairs, negative_plays, next_track_log_probs
+from amrs.pairs import SAMPLERS, Labelling, Pairs
 from amrs.policies import NeuralPolicy
 from amrs.rules import Rules
 from amrs.runs import Run, RunError, write_json
