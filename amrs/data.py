@@ -14,7 +14,7 @@ from torch import Tensor
 
 from amrs.batches import LABELS, Batch, Batches, BatchSizeError, PairBatch, StepBatches, windows
 from amrs.config.data import SplitConfig
-from amrs.histories import FlatLog, flatten, played_before
+from amrs.histories import TARGETS, FlatLog, flatten, played_before
 from amrs.noise import uniform
 from amrs.rules import Rules
 from amrs.schema import SessionLog, read_log
@@ -73,6 +73,18 @@ class SessionDataModule(lightning.LightningDataModule):
                     f"of whom {int((part_U == part).sum())} are for {name}; labeller and judge get "
                     "half each. Give a log with more users, or raise data.split.validation"
                 )
+        self._cumulative_NZ = _cumulative_labels(self.flat)
+
+    def withhold(self, track_K: np.ndarray) -> None:
+        """Learn nothing about the plays of these tracks (True in (K,)) but the report at the session's end.
+
+        Engagement, ratings, leaving and whether a rating is given are no labels there; as history, the plays
+        stay what they were.
+        """
+        next_N = self.flat.next_track_N
+        withheld_N = (next_N >= 0) & torch.from_numpy(track_K)[next_N.clamp(min=0)]
+        for name in ("engagement", "rating", "left", "rated"):
+            self.flat.target_NY[withheld_N, TARGETS.index(name)] = torch.nan
         self._cumulative_NZ = _cumulative_labels(self.flat)
 
     @property

@@ -4,6 +4,7 @@ Shape suffix: U users.
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -61,3 +62,13 @@ def split_halves(user_ids: list[str], part_U: np.ndarray, seed: int) -> np.ndarr
         members = order[part_U[order] == part]
         half_U[members[: len(members) // 2]] = 1
     return half_U
+
+
+def withheld_artists(names: Sequence[str | None], share: float, seed: int) -> np.ndarray:
+    """True at tracks of the share of artists that a salted hash picks, as (K,); at none without artists.
+
+    `names` holds each track's artist.
+    """
+    artists = sorted({name for name in names if name is not None})
+    chosen = {artists[k] for k in _ranked(artists, seed, "artist")[: round(share * len(artists))]}
+    return np.array([name in chosen for name in names], dtype=bool)

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from tiny_logs import METADATA, letters, opened, random_log, session, write
@@ -320,3 +321,18 @@ def test_too_many_processes_are_refused_in_words(tmp_path: Path) -> None:
         data.val_dataloader()
     with pytest.raises(ValueError, match="raise it to 1000 or more"):
         data.train_dataloader()
+
+
+def test_withheld_tracks_teach_nothing_of_their_plays_and_stay_in_the_history(tmp_path: Path) -> None:
+    data = opened(random_log(tmp_path / "log"))
+    before, tracks = data.flat.target_NY.clone(), np.arange(data.tracks) % 3 == 0
+    feedback = data.flat.feedback_N4.clone()
+    next_N = data.flat.next_track_N
+    hit_N = (next_N >= 0) & torch.from_numpy(tracks)[next_N.clamp(min=0)]
+    data.withhold(tracks)
+    columns = [TARGETS.index(name) for name in ("engagement", "rating", "left", "rated")]
+    assert data.flat.target_NY[hit_N][:, columns].isnan().all()
+    assert torch.equal(data.flat.target_NY[~hit_N].nan_to_num(-1), before[~hit_N].nan_to_num(-1))
+    assert torch.equal(data.flat.feedback_N4.nan_to_num(-1), feedback.nan_to_num(-1))
+    whole = torch.tensor([[0, len(next_N), 0]])
+    assert data.label_counts(whole)[0, :7].tolist() == (~data.flat.target_NY.isnan()).sum(0).tolist()

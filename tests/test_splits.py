@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from amrs.config.data import SplitConfig
-from amrs.splits import TEST, TRAIN, VALIDATION, split_halves, split_users
+from amrs.splits import TEST, TRAIN, VALIDATION, split_halves, split_users, withheld_artists
 
 USERS = [f"user {k}" for k in range(939)]
 
@@ -73,3 +73,11 @@ def test_another_repeat_cuts_other_folds() -> None:
 def test_too_many_folds_are_refused_in_words() -> None:
     with pytest.raises(ValueError, match="3 users cannot be split into 5 folds"):
         split_users(USERS[:3], SplitConfig(folds=5))
+
+
+def test_withheld_artists_are_whole_and_an_exact_share() -> None:
+    names = [f"artist {k % 20}" for k in range(100)] + [None]
+    withheld = withheld_artists(names, 0.1, 0)
+    chosen = {name for name, gone in zip(names, withheld, strict=True) if gone}
+    assert len(chosen) == 2 and withheld.sum() == 10 and not withheld[-1]
+    assert not withheld_artists([None, None], 0.5, 0).any()

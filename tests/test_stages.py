@@ -139,7 +139,7 @@ def test_several_splits_are_reported_each_and_in_the_mean(evaluated: Done) -> No
     rows = pd.DataFrame(report["rows"])
     r2 = rows[(rows["subject"] == "ridge") & (rows["signal"] == "valence") & (rows["metric"] == "r2")]
     value = r2[r2["group"] == "all"].set_index("split")["value"]
-    assert set(value.index) == {0, 1, "mean"} and value[0] != value[1]
+    assert set(value.index) == {0, 1, "mean", "pooled"} and value[0] != value[1]
     assert value["mean"] == pytest.approx((value[0] + value[1]) / 2)
 
 

@@ -24,6 +24,9 @@ class WorldModelConfig:
     """Inputs that the model never reads, in training and after: ablations. past_feedback: all that listeners
     did and told before; past_tracks: what was played before, in this session too; track_embeddings: those
     and the candidate's; context: cohort, hour, time since and logged context."""
+    withheld_artists: float = 0.0
+    """Share of artists, picked by a hash, about whose plays nothing is learned but how the session ended; in
+    [0, 1): the study cold_start scores those plays."""
     only: SignalName | None = None
     """Train on this signal alone; null trains one model of all signals."""
     batch_size: int = 32

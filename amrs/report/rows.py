@@ -50,7 +50,7 @@ METRICS = (
 _VARIANT = re.compile(r"ablation:\w+|dpo:\w+(:\w+)?|tilt:[\w.]+")
 GROUPS = ("cohort", "mode", "known", "bin", "users", "horizon", "gamma", "distance", "genres", "compared",
           "perturbed", "history", "worst", "world", "missing", "estimator", "propensities", "sessions",
-          "reports", "pre_report")  # fmt: skip
+          "reports", "pre_report", "artists")  # fmt: skip
 """Kinds of groups: a group is "all" or <kind>:<name>."""
 _GROUP = re.compile(rf"all|({'|'.join(GROUPS)}):\S.*")
 

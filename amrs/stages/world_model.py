@@ -17,7 +17,7 @@ from amrs.histories import BLIND_TO, static_names
 from amrs.models.world_model import WorldModel, masked_sums
 from amrs.runs import Run, read_config
 from amrs.sharding import ShardedModule
-from amrs.splits import TRAIN
+from amrs.splits import TRAIN, withheld_artists
 from amrs.stages.prepare import open_data
 from amrs.training import RatioOfSums, fit, linear_schedule, load_weights
 
@@ -103,6 +103,9 @@ def run(run: Run, folder: Path) -> None:
     config, section = run.config, run.config.world_model
     lightning.seed_everything(config.seed, verbose=False)
     data = open_data(run, section.users, section.batch_size, section.hide_feedback)
+    if section.withheld_artists:
+        artists, split = data.log.catalogue["artist"][:], config.data.split
+        data.withhold(withheld_artists(artists, section.withheld_artists, split.seed))
     model = build(section.members, section.components, config.model, data, section.without)
     for member in model.ensemble:
         member.encoder.fit_statistics(data.flat.static_SF[data.rows(TRAIN)])

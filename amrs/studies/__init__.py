@@ -62,7 +62,7 @@ STUDIES: dict[str, Study] = {
     "choosing": Study(choosing.rows, parents=_POLICIES),
     "optimism": Study(optimism.rows, parents=(*_POLICIES, "dpo"), parts=optimism.parts),
     "ceilings": Study(ceilings.rows, parts=ceilings.parts),
-    "cold_start": Study(cold_start.rows, parents=("prepare",), parts=cold_start.parts),
+    "cold_start": Study(cold_start.rows, parts=cold_start.parts),
     "effects": Study(effects.rows, parents=(), parts=effects.parts),
     "gate": Study(gate.rows, parents=(), notes=gate.notes, parts=gate.parts),
 }

@@ -13,25 +13,34 @@ import pandas as pd
 
 from amrs.config.graph import Config
 from amrs.data import SessionDataModule
+from amrs.fidelity import model_table
 from amrs.predictions import KEYS, fit_rows, labels, pooled
 from amrs.report import Row
 from amrs.runs import Run
+from amrs.splits import withheld_artists
+from amrs.stages import world_model
 from amrs.stages.prepare import open_data
 from amrs.targets import AFFECT, Columns, Floats, Ints, columns
 
 SUBJECTS = ("world_model", "track_blind", "best_baseline")
 BINS = ((0, "0"), (1, "1"), (2, "2-4"), (5, "5+"))
 """Least number of each bin, and its name."""
+WITHHELD = 0.1
+"""Share of artists about whose plays the second model learns nothing."""
 FEWEST = 10
 """Listeners below which a group gets no figure."""
 
 
 def parts(config: Config) -> dict[str, Config]:
-    """The evaluation of the world model whose predictions are read."""
+    """The evaluation whose predictions are read, and a world model that knows some artists by sound alone."""
     section = replace(
         config.evaluate, chapters=["fidelity"], study=None, studies=[], protocol="mccv", splits=1
     )
-    return {"fidelity": replace(config, stage="evaluate", evaluate=section)}
+    unheard = replace(config.world_model, withheld_artists=WITHHELD)
+    return {
+        "fidelity": replace(config, stage="evaluate", evaluate=section),
+        "artists": replace(config, stage="world_model", world_model=unheard),
+    }
 
 
 def rows(run: Run) -> list[Row]:
@@ -47,6 +56,22 @@ def rows(run: Run) -> list[Row]:
             for name, part in mine.groupby(kind):
                 if str(name) and part["user"].nunique() < FEWEST:
                     found.append(_too_few(part, f"{kind}:{name!s}"))
+    return found + artist_rows(run, data)
+
+
+def artist_rows(run: Run, data: SessionDataModule) -> list[Row]:
+    """Plays by withheld artists, by the model that learned nothing about them and by the one that did."""
+    names = data.log.catalogue["artist"][:]
+    withheld_K = withheld_artists(names, WITHHELD, run.config.data.split.seed)
+    flat, found, draws = columns(data.log), [], run.config.evaluate.bootstrap
+    for subject, role in (("ablation:artists", "artists"), ("world_model", "world_model")):
+        model = world_model.load(run.parents[role].folder, data)
+        frame = model_table(subject, model, data, signals=("engagement", "rating"))
+        for _, mine in frame.groupby("signal", sort=False):
+            play_N = flat.first_S[mine["row"]] + mine["step"].to_numpy()
+            keep_N = withheld_K[flat.track_N[play_N]]
+            measured = group_rows(mine[keep_N], "artists:withheld", draws, run.config.seed)
+            found += [row for row in measured if row.subject == subject]
     return found
 
 
