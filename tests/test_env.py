@@ -1,5 +1,8 @@
 """The Gymnasium environment: the sessions that imagine() gives, by Gymnasium's rules."""
 
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,6 +11,8 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, TINY
+from datasets import Dataset
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from test_stages import Done, folders
@@ -20,6 +25,7 @@ from amrs.noise import hash_keys
 from amrs.policies import FixedPolicy
 from amrs.rollout import Feedback, imagine
 from amrs.runs import RunError
+from amrs.splits import TRAIN
 from amrs.stages import world_model
 from amrs.worlds import Source, open_source, utility_of_means
 
@@ -208,3 +214,39 @@ def test_what_cannot_be_is_refused_in_words(source: Source, platform: Source, tm
         AffectiveSessions(platform)
     with pytest.raises(gymnasium.error.ResetNeeded):
         AffectiveSessions(source).step(np.zeros(1, int))
+
+
+def example(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """An example as a user runs it."""
+    command = [sys.executable, str(ROOT / "examples" / name), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_pairs_are_exported_in_trls_columns_without_user_ids(evaluated: Done, tmp_path: Path) -> None:
+    (folder,) = folders(evaluated[0], "preferences")
+    command = [
+        sys.executable,
+        str(ROOT / "examples" / "trl_pairs.py"),
+        str(folder),
+        str(tmp_path / "p.parquet"),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    found = Dataset.from_parquet(str(tmp_path / "p.parquet"), cache_dir=str(tmp_path))
+    stored = Dataset.load_from_disk(str(folder / "pairs")).filter(lambda row: row["part"] == TRAIN)
+    assert found.column_names == ["prompt", "chosen", "rejected"]
+    assert found["chosen"][:] == [f"<{track}>" for track in stored["chosen_id"]]
+    assert [text.count("<") for text in found["prompt"][:]] == stored["step"][:]
+
+
+def test_a_ppo_of_another_library_is_compared_in_the_example(evaluated: Done) -> None:
+    done = example("ppo.py", "stage=evaluate", *TINY, f"runs={evaluated[0]}", "steps=64")
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert lines[-9][-1] == "ppo"
+    assert [(line[0], line[1]) for line in lines[-8:]] == [
+        (world, signal)
+        for world in ("predicted", "realised")
+        for signal in ("engagement", "rating", "valence", "arousal")
+    ]
