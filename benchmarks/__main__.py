@@ -34,7 +34,7 @@ ITEMS = {
     "first_step": ("startup", "first_step"),
 }
 """Item to its module and function."""
-LONG = {"batches_100m": ("logs", "batches_100m")}
+LONG = {"world_model_train_5": ("training", "world_model_train_5"), "batches_100m": ("logs", "batches_100m")}
 """Only when named."""
 _PEER, _TRAINED = "rectools_sasrec", ("world_model_train", "world_model_train_5", "copycat_train")
 

@@ -36,7 +36,8 @@ class Products(TorchDispatchMode):
         elif name in ("linear", "_linear_pointwise"):
             self._note(args[0].flatten(0, -2), args[1].T)
         elif name == "matmul":
-            self._note(args[0].flatten(0, -2) if args[1].ndim == 2 else args[0], args[1])
+            a, b = args[:2]
+            self._note(*((a.flatten(0, -2), b) if b.ndim == 2 else (a.flatten(0, -3), b.flatten(0, -3))))
         elif name == _ATTENTION:
             self._attention(*args[:3], backward=False)
         elif name == _ATTENTION + "_backward":

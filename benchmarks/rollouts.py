@@ -1,7 +1,5 @@
 """Imagination: the closed loop of policy and world model, and the scoring of large catalogues."""
 
-from collections.abc import Callable
-
 import torch
 
 from amrs.config.groups import UtilityConfig
@@ -88,8 +86,16 @@ def _score(name: str, tracks: int) -> list[Row]:
     return [found]
 
 
-SCORES: dict[str, Callable[[], list[Row]]] = {
-    "score_6k": lambda: _score("score_6k", 6_000),
-    "score_100k": lambda: _score("score_100k", 100_000),
-    "score_1m": lambda: _score("score_1m", 1_000_000),
-}
+def score_6k() -> list[Row]:
+    """The published catalogue."""
+    return _score("score_6k", 6_000)
+
+
+def score_100k() -> list[Row]:
+    """A large one."""
+    return _score("score_100k", 100_000)
+
+
+def score_1m() -> list[Row]:
+    """A million tracks."""
+    return _score("score_1m", 1_000_000)

@@ -87,14 +87,20 @@ def _world_model_train(members: int) -> tuple[Any, SessionDataModule]:
     return world_model.WorldModelTraining(model, _config("world_model")), log
 
 
+def _world_model(name: str, members: int) -> list[Row]:
+    module, log = _world_model_train(members)
+    note = f"plays predicted (x members); {members} member(s), batch {BATCH}, dropout {MODEL.dropout}"
+    return [_trained(name, "positions", module, log, lambda batch: members * _plays(batch), note)]
+
+
 def world_model_train() -> list[Row]:
-    """One member; and an ensemble of five, in positions of all members."""
-    rows = []
-    for members, name in ((1, "world_model_train"), (5, "world_model_train_5")):
-        module, log = _world_model_train(members)
-        note = f"plays predicted (x members); {members} member(s), batch {BATCH}, dropout {MODEL.dropout}"
-        rows.append(_trained(name, "positions", module, log, lambda b, m=members: m * _plays(b), note))
-    return rows
+    """One member."""
+    return _world_model("world_model_train", 1)
+
+
+def world_model_train_5() -> list[Row]:
+    """An ensemble of five."""
+    return _world_model("world_model_train_5", 5)
 
 
 def copycat_train() -> list[Row]:
