@@ -128,6 +128,8 @@ def _plan(config: Config, role: str, made: dict[tuple[str, str], Run]) -> Run:
     if stage == "world_model":
         users: Any = "all" if role == "world_model" else role
         config = replace(config, world_model=replace(config.world_model, users=users))
+    if stage == "preferences" and config.preferences.policy is not None:  # an earlier round's, only read
+        _pinned("dpo", "policy", config, Path(config.preferences.policy), "preferences.")
     wanted = _wanted(stage, config)
     parents = {
         name: _plan(part, name if part is config else _role(part), made) for name, part in wanted.items()
@@ -209,20 +211,20 @@ def _fold_config(config: Config, repeat: int, fold: int) -> Config:
     return replace(config, data=replace(config.data, split=split), evaluate=single)
 
 
-def _pinned(stage: str, role: str, config: Config, folder: Path) -> Run:
+def _pinned(stage: str, role: str, config: Config, folder: Path, key: str = "parents.") -> Run:
+    named = f"{key}{role}={folder}"
     try:
         provenance = json.loads((folder / "provenance.json").read_text())
     except FileNotFoundError:
         raise RunError(
-            f"parents.{role}={folder}: no finished run there (no provenance.json); "
-            f"give a run folder of stage {stage}"
+            f"{named}: no finished run there (no provenance.json); give a run folder of stage {stage}"
         ) from None
     if provenance["stage"] != stage:
-        raise RunError(f"parents.{role}={folder}: a run of stage {provenance['stage']}, not {stage}")
+        raise RunError(f"{named}: a run of stage {provenance['stage']}, not {stage}")
     split = provenance["settings"].get("split", asdict(config.data.split))  # prepare has none
     if split != asdict(config.data.split):
         raise RunError(
-            f"parents.{role}={folder}: trained on the user split {split}, but this command tests on "
+            f"{named}: trained on the user split {split}, but this command tests on "
             f"{asdict(config.data.split)}: its training users may be test users here"
         )
     return Run(stage, role, config, {}, provenance["fingerprint"], folder, pinned=True)
