@@ -41,7 +41,8 @@ LABELS = {
     "report_mean_bounds": "Mean, bounds", "r2_bounds": "R2, bounds",
     "ablation:positions_learned": "Learned positions", "ablation:positions_rope": "Rotary positions",
     "ablation:history_8": "History of 8 events", "ablation:history_32": "History of 32 events",
-    "ablation:artists": "Artists withheld in training", "ablation:one_member": "One member", "ablation:one_head": "A model for each signal",
+    "ablation:artists": "Artists withheld in training", "ablation:one_member": "One member",
+    "ablation:one_head": "A model for each signal",
 }  # fmt: skip
 GAIN_SECTIONS = ("realised", "predicted", "predicted_labeller")
 MAIN_FIT = (("valence", "r2"), ("arousal", "r2"), ("engagement", "r2"), ("rating", "auroc"))
