@@ -157,7 +157,8 @@ def test_names_of_report_rows_in_the_readme_are_those_of_the_report(evaluated: D
     rows = json.loads((folder / "report.json").read_text())["rows"]
     table = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", README, re.MULTILINE))
     for key in ("section", "subject", "signal", "metric", "split"):
-        assert set(re.findall(r"`([\w:<>]+)`", table[key])) == {row[key] for row in rows}, key
+        named = set(re.findall(r"`([\w:<>]+)`", table[key]))
+        assert {row[key] for row in rows} <= named, key  # some rows need several splits or a study
     assert set(re.findall(r"`(\w+)`", table["section"])) <= set(SECTIONS)
     assert set(re.findall(r"`(\w+)`", table["metric"])) <= set(METRICS)
     (example,) = blocks(README, "json")
