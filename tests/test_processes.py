@@ -47,7 +47,7 @@ SHARES = {
 @pytest.mark.parametrize("stage", ["world_model", "bc"])
 def test_processes_accumulation_and_shards_give_the_loss_curve_of_one(tmp_path: Path, stage: str) -> None:
     arguments = [f"stage={stage}", *EXACT, "trainer.max_steps=12", f"{stage}.batch_size=64",
-                 f"{stage}.validate_every=4"]  # fmt: skip
+                 f"{stage}.validate_every=4", f"{stage}.averaging=0"]  # fmt: skip
     arguments += ["world_model.members=1"] if stage == "world_model" else []
     train("stage=prepare", *EXACT, f"runs={tmp_path / 'prepared'}")
     curves = {}
@@ -121,7 +121,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
 def test_a_checkpoint_goes_from_one_process_to_shards_and_back(tmp_path: Path) -> None:
     """The losses are compared: rounding alone moves weights whose gradient is nearly 0, by Adam's step."""
     arguments = ["stage=world_model", *EXACT, "trainer.max_steps=60", "world_model.members=1",
-                 "world_model.patience=99", "world_model.validate_every=10"]  # fmt: skip
+                 "world_model.patience=99", "world_model.validate_every=10", "world_model.averaging=0"]  # fmt: skip
     whole = Path(train(*arguments, f"runs={tmp_path / 'whole'}").stdout.splitlines()[-1])
     for shares in ([], SHARES["2 x 32, fsdp2"]):
         kill_after_a_checkpoint([*arguments, *shares], tmp_path / "killed")
