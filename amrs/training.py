@@ -113,8 +113,8 @@ def fit(
     if averaging := getattr(section, "averaging", 0):
         if config.trainer.strategy == "fsdp2":
             raise RunError(
-                f"trainer.strategy=fsdp2 cannot average weights ({run.stage}.averaging={averaging}): FSDP2 does "
-                f"not copy what it has shared out. Write {run.stage}.averaging=0, or take trainer.strategy=ddp"
+                f"trainer.strategy=fsdp2 cannot average weights ({run.stage}.averaging={averaging}), for it "
+                f"cannot copy what is shared out: write {run.stage}.averaging=0, or trainer.strategy=ddp"
             )
         watch.append(EMAWeightAveraging(decay=averaging, use_buffers=False))
     if early_stop:
