@@ -20,10 +20,13 @@ TASTE_SCALES = (1.4, 6.0, 3.0, 1.0)
 """Factors that bring the inner product of each taste with a track to a spread near 1 (as measured on the
 platform): covariances are small numbers, and a weight would take thousands of steps to make up for it."""
 SESSION = TASTES.index("session")
-RATIOS, SESSION_PLAYS = 7, 5
-"""Ratios in a summary, and which of them is log(1 + weighted plays of this session)."""
+RATIOS = 7
+"""Ratios in a summary."""
 DECAY = 0.9
 """Weight of a track in its session's sums per track played since: affect has inertia, and forgets."""
+SHARE = (1 - DECAY) / (1 - DECAY**10)
+"""Weight of a track just heard in its session's taste, so that ten tracks sum to 1. Affect takes up a little of
+each track: one moves it a seventh as far as ten such tracks do, which a mean over the session would deny."""
 _PRIOR = 3.0
 """Plays that pull a mean to the middle of the scale (or a covariance to zero)."""
 
@@ -85,8 +88,8 @@ def summarise(total_BLZ: Tensor, session_BLY: Tensor, size: int) -> Summary:
         mean = value / (known + _PRIOR)
         ratios += [mean, torch.log1p(known)]
         tastes.append((value_tracks - mean * known_tracks) / (known + _PRIOR))
-    # The next track will weigh 1, those played so far as much as their decayed sum after one more step.
+    # The next track will add to these sums as they are after one more step.
     session_plays, session_tracks, known, value = (DECAY * session_BLY).split([1, size, 1, 1], -1)
     ratios += [torch.log1p(session_plays), value / (known + 1)]
-    tastes.append(session_tracks / (session_plays + 1))
+    tastes.append(SHARE * session_tracks)
     return Summary(torch.cat(ratios, -1), torch.stack(tastes, -2))

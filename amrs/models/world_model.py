@@ -24,7 +24,7 @@ from amrs.histories import TARGETS
 from amrs.models.dropout import Dropout
 from amrs.models.linear import Linear, linear
 from amrs.models.packed import rounded
-from amrs.models.summaries import SESSION, SESSION_PLAYS, TASTE_SCALES, TASTES
+from amrs.models.summaries import SESSION, SHARE, TASTE_SCALES, TASTES
 from amrs.models.transformer import HistoryEncoder
 from amrs.signals import SIGNALS, Binary, Bounded, Kind
 
@@ -136,7 +136,7 @@ class WorldModelMember(nn.Module):
         hidden = joined + self.affinity_joined(torch.cat([products.sum(-1), near], -1))
         shift = self.known_linear(known) + self.session_linear(taste_NTE[..., SESSION, :])
         shift = shift + self.near_linear(near)
-        return self._split(hidden, shift + candidates.linear_KX * share_of_next(known)[..., None])
+        return self._split(hidden, shift + SHARE * candidates.linear_KX)
 
     def score(
         self, h_BD: Tensor, candidates: Candidates, signals: Sequence[str] | None = None
@@ -150,7 +150,7 @@ class WorldModelMember(nn.Module):
         joined_BKH = self.history_joined(own)[:, None] + candidates.joined_KH
         hidden = joined_BKH + self.affinity_joined(torch.cat([products_BKA, near_BKT], -1))
         shift = self.known_linear(known) + self.session_linear(taste_BTE[..., SESSION, :])
-        shift = shift[:, None] + candidates.linear_KX * share_of_next(known)[:, None, None]
+        shift = shift[:, None] + SHARE * candidates.linear_KX
         return self._split(hidden, shift + self.near_linear(near_BKT), signals)
 
     def at_moment(self, h_ND: Tensor, ended: bool) -> dict[str, Tensor]:
@@ -158,11 +158,6 @@ class WorldModelMember(nn.Module):
         own, taste_NTE, known = self._parts(h_ND)
         shift = self.known_linear(known) + self.session_linear(taste_NTE[..., SESSION, :])
         return self._split(self.history_joined(own) + self.moment[int(ended)], shift)
-
-
-def share_of_next(known: Tensor) -> Tensor:
-    """Weight of the next track in the mean over the session's tracks: 1 / (weight of those so far + 1)."""
-    return torch.exp(-known[..., SESSION_PLAYS])
 
 
 def masked_sums(member: WorldModelMember, batch: Batch) -> Tensor:
