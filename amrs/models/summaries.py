@@ -25,7 +25,7 @@ RATIOS = 7
 DECAY = 0.9
 """Weight of a track in its session's sums per track played since: affect has inertia, and forgets."""
 SHARE = (1 - DECAY) / (1 - DECAY**10)
-"""Weight of a track just heard in its session's taste, so that ten tracks sum to 1. Affect takes up a little of
+"""Weight of a track just heard in its session's taste, so that ten sum to 1. Affect takes up a little of
 each track: one moves it a seventh as far as ten such tracks do, which a mean over the session would deny."""
 _PRIOR = 3.0
 """Plays that pull a mean to the middle of the scale (or a covariance to zero)."""
