@@ -92,6 +92,8 @@ def _all_splits(run: Run) -> Report:
 
 def _one_split(run: Run, folder: Path) -> Report:
     config, section = run.config, run.config.evaluate
+    if "policies" in section.chapters:
+        _refuse_partial_judge(run)
     data = open_data(run)
     part = PARTS[section.users]
     sessions = choose_sessions(data, section.sessions, section.horizon, config.seed, part)
@@ -133,7 +135,6 @@ def _policy_rows(
 
     And examples of sessions, realised where they can be.
     """
-    _refuse_partial_judge(run)
     labeller, judge = (world_model.load(run.parents[role].folder, data) for role in ("labeller", "judge"))
     policies = lineup(run, data, sessions.horizon, run.config.evaluate.policies)
     worlds: dict[str, Environment] = {
