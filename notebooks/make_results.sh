@@ -8,7 +8,7 @@ settings=(runs=notebooks/results data.platform.users=240 data.platform.tracks=60
   world_model.members=3 world_model.max_steps=300 bc.max_steps=200 log=disabled evaluate.sessions=200
   evaluate.bootstrap=200)
 python train.py stage=evaluate "${settings[@]}"
-python -m amrs.sweep sweeps/utility_grid.yaml --count 11 "${settings[@]}"
+python -m amrs.sweep sweeps/utility_grid.yaml --count 5 "${settings[@]}"
 cd notebooks/results
 rm -rf sweeps prepare/*/truth preferences/*/pairs bc/*/checkpoints dpo/*/checkpoints
 find . \( -name last.ckpt -o -name '*.lock' -o -name predictions.parquet -o -name report.html \) -delete

@@ -31,7 +31,7 @@ class WorldModelConfig:
     """Train on this signal alone; null trains one model of all signals."""
     batch_size: int = 32
     """Windows per optimiser step, over all ranks and accumulation steps."""
-    max_steps: int = 420
+    max_steps: int = 300
     """Optimiser steps."""
     learning_rate: float = 2e-3
     """Peak of the one-cycle schedule."""
