@@ -37,7 +37,7 @@ def test_lists_hold_different_tracks_and_likelier_ones_more_often() -> None:
 
 
 @pytest.mark.xfail(
-    strict=False, reason="off by .008 for a session of the tiny run, exact elsewhere: see CHANGELOG"
+    strict=False, reason="off by .008 in one session of the tiny run: see CHANGELOG"
 )
 def test_a_list_given_is_predicted_as_the_logged_list_is(evaluated: Done) -> None:
     """The cached way over a list of tracks equals reading the logged session with its feedback hidden."""
