@@ -36,21 +36,18 @@ def test_lists_hold_different_tracks_and_likelier_ones_more_often() -> None:
     assert not torch.equal(lists[:, 0], lists[:, 1])
 
 
-@pytest.mark.xfail(
-    strict=False, reason="off by .008 in one session of the tiny run: see CHANGELOG"
-)
 def test_a_list_given_is_predicted_as_the_logged_list_is(evaluated: Done) -> None:
     """The cached way over a list of tracks equals reading the logged session with its feedback hidden."""
     data, model = opened(evaluated[0])
     label = held_out(data, "valence", 30)
     expected = predict(model, data, "valence", label, "tracks").mean_N
-    compared = 0
+    compared, reads = 0, model.ensemble[0].encoder.config.history
     for n in range(len(label.row)):
         row = torch.tensor([label.row[n]])
         first = int(data.flat.first_S[row]) + 1
         tracks = data.flat.track_N[first : first + int(data.flat.length_S[row])][None]
-        if first + tracks.shape[1] - int(data.flat.user_first_U[data.flat.user_S[row]]) > data.history:
+        if first + tracks.shape[1] - int(data.flat.user_first_U[data.flat.user_S[row]]) > reads:
             continue  # the cached way keeps room for the list, so it reads less of a long history
         compared += 1
-        assert given_list(model, data, row, tracks)["valence"].item() == pytest.approx(expected[n], abs=2e-3)
+        assert given_list(model, data, row, tracks)["valence"].item() == pytest.approx(expected[n], abs=1e-4)
     assert compared >= 3
