@@ -32,6 +32,7 @@ from amrs.platform import load_truth
 from amrs.propensities import ask, expected, logged_plays
 from amrs.report import load
 from amrs.report.words import off_policy_findings
+from amrs.runs import read_json
 from amrs.splits import TEST
 
 # Two plays of a or b, logged with probability 1/2 each: every session once, so sums are expectations.
@@ -159,7 +160,8 @@ def test_studentised_intervals_of_a_weighted_mean_cover() -> None:
 @pytest.fixture(scope="module")
 def platform_run(evaluated: tuple[Path, CompletedProcess[str]]) -> tuple[SessionDataModule, Path]:
     """Data and prepare folder of the small finished run."""
-    (folder,) = (path.parent for path in (evaluated[0] / "prepare").glob("*/truth"))
+    report = Path(evaluated[1].stdout.splitlines()[-1])  # other tests may have prepared other data beside it
+    folder = evaluated[0] / "prepare" / read_json(report / "provenance.json")["parents"]["prepare"]
     return SessionDataModule(folder / "log", SplitConfig(), 64), folder
 
 

@@ -57,8 +57,6 @@ def test_processes_accumulation_and_shards_give_the_loss_curve_of_one(tmp_path: 
         curves[name] = validation(folders(tmp_path / name, stage)[0])
     assert len(curves["1 x 64"]) >= 2
     for name in SHARES:
-        if stage == "bc" and name == "2 x 16, accumulation 2":
-            continue  # a known defect, see CHANGELOG: the curve is off by .2 %
         pd.testing.assert_series_equal(curves[name], curves["1 x 64"], rtol=2e-4)
 
 

@@ -75,6 +75,15 @@ def test_linear_by_onednn_equals_torch(shape: tuple[int, int]) -> None:
         torch.testing.assert_close(a, b, atol=1e-2, rtol=1e-3)
 
 
+@pytest.mark.parametrize("grad", [True, False])
+def test_linear_by_onednn_reads_columns_of_a_wider_matrix(grad: bool) -> None:
+    wide, x = torch.randn(300, 65), torch.randn(linear._FEW, 65)[:, 1:]
+    with torch.set_grad_enabled(grad):  # as the policy's tracks: vectors and biases are one matrix
+        found = linear.linear(x.requires_grad_(grad), wide[:, :-1], wide[:, -1])
+    truth = F.linear(x.double(), wide[:, :-1].double(), wide[:, -1].double())
+    torch.testing.assert_close(found.double(), truth, **CLOSE)
+
+
 def test_dropout_keeps_the_share_and_the_mean_and_every_lane_is_drawn_apart() -> None:
     torch.manual_seed(0)
     noise = keep_noise(torch.Size((40_000, 4)), 0.3)

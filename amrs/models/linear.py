@@ -19,6 +19,8 @@ _NARROW, _FEW = 32, 1024
 
 def _product(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x W^T + b."""
+    # The operator takes any strides for x and W, but reads a bias as if it were contiguous.
+    bias_O = None if bias_O is None else bias_O.contiguous()
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, bias_O, "none", [], "")
     return out
 
