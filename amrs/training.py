@@ -4,7 +4,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -103,59 +104,77 @@ def fit(
         callbacks: more of them.
     """
     config = run.config
-    checkpoints = folder / "checkpoints"
     max_steps = config.trainer.max_steps or section.max_steps
     epoch = max(_SHORTEST, data.units(TRAIN) // section.batch_size)
     steps = min(validate_every, max_steps, epoch)
-    every = steps * config.trainer.accumulate_grad_batches
-    patience = -(-section.patience * validate_every // steps)
-    watch: list[Callback] = [*callbacks]
-    if averaging := getattr(section, "averaging", 0):
-        if config.trainer.strategy == "fsdp2":
-            raise RunError(
-                f"trainer.strategy=fsdp2 cannot average weights ({run.stage}.averaging={averaging}), for it "
-                f"cannot copy what is shared out: write {run.stage}.averaging=0, or trainer.strategy=ddp"
-            )
-        watch.append(WeightAveraging(avg_fn=running_average(averaging), use_buffers=False))
+    watch = [*callbacks, *_averaging(run, section)]
     if early_stop:
-        watch += [
-            EarlyStopping("val/loss", patience=patience, check_on_train_epoch_end=False),
-            ModelCheckpoint(checkpoints, "best", "val/loss", save_last=False, enable_version_counter=False,
-                            save_on_train_epoch_end=False),
-        ]  # fmt: skip
-    watch.append(
-        # After a validation, not before: a resumed run would leave that validation out.
-        ModelCheckpoint(checkpoints, "last", save_on_train_epoch_end=False, every_n_epochs=1,
-                        enable_version_counter=False)
-    )  # fmt: skip
+        patience = -(-section.patience * validate_every // steps)
+        watch.append(EarlyStopping("val/loss", patience=patience, check_on_train_epoch_end=False))
+    watch += _checkpoints(folder, best=early_stop)
+    last = folder / "checkpoints" / LAST
     if config.cluster.name == "slurm":
-        watch.append(Requeue(checkpoints / LAST, steps))
-    if sys.stdout.isatty():
-        watch.append(TQDMProgressBar())
+        watch.append(Requeue(last, steps))
     if process_rank() == 0:
         _set_aside(folder)
     loggers = _loggers(run, folder)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        for pattern in _LIGHTNING_NOISE:
-            warnings.filterwarnings("ignore", pattern)
-        trainer = lightning.Trainer(
-            accelerator=config.trainer.accelerator, **_machines(config),
-            precision=cast(Any, config.trainer.precision),
-            accumulate_grad_batches=config.trainer.accumulate_grad_batches,
-            max_steps=max_steps, max_epochs=-1, val_check_interval=every, check_val_every_n_epoch=None,
-            callbacks=watch, logger=loggers, log_every_n_steps=config.log.every, gradient_clip_val=1.0,
-            enable_progress_bar=sys.stdout.isatty(), enable_model_summary=False, num_sanity_val_steps=0,
-            use_distributed_sampler=False, default_root_dir=folder,
-        )  # fmt: skip
-        last = checkpoints / LAST
+    with _quiet():
+        trainer = _trainer(config, folder, max_steps, steps, watch, loggers)
         trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
     if process_rank() == 0:
         _join(folder)
     for logger in loggers:
         if isinstance(logger, WandbLogger) and process_rank() == 0:
             logger.experiment.finish()
+
+
+def _averaging(run: Run, section: Any) -> list[Callback]:
+    """Running averages of the weights, where the stage has them."""
+    averaging = getattr(section, "averaging", 0)
+    if not averaging:
+        return []
+    if run.config.trainer.strategy == "fsdp2":
+        raise RunError(
+            f"trainer.strategy=fsdp2 cannot average weights ({run.stage}.averaging={averaging}), for it "
+            f"cannot copy what is shared out: write {run.stage}.averaging=0, or trainer.strategy=ddp"
+        )
+    return [WeightAveraging(avg_fn=running_average(averaging), use_buffers=False)]
+
+
+def _checkpoints(folder: Path, best: bool) -> list[Callback]:
+    """The lowest val/loss, and the last weights to resume from."""
+    place: dict[str, Any] = {"dirpath": folder / "checkpoints", "save_on_train_epoch_end": False,
+                             "enable_version_counter": False}  # fmt: skip
+    kept = [ModelCheckpoint(filename="best", monitor="val/loss", save_last=False, **place)] if best else []
+    # After a validation, not before: a resumed run would leave that validation out.
+    return [*kept, ModelCheckpoint(filename="last", every_n_epochs=1, **place)]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning without what it says of things that are meant."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for pattern in _LIGHTNING_NOISE:
+            warnings.filterwarnings("ignore", pattern)
+        yield
+
+
+def _trainer(
+    config: Config, folder: Path, max_steps: int, steps: int, callbacks: list[Callback], loggers: list[Logger]
+) -> lightning.Trainer:
+    """A Trainer that validates every `steps` optimiser steps."""
+    shown, micro = sys.stdout.isatty(), config.trainer.accumulate_grad_batches
+    return lightning.Trainer(
+        accelerator=config.trainer.accelerator, **_machines(config),
+        precision=cast(Any, config.trainer.precision), accumulate_grad_batches=micro,
+        max_steps=max_steps, max_epochs=-1, val_check_interval=steps * micro, check_val_every_n_epoch=None,
+        callbacks=[*callbacks, *([TQDMProgressBar()] if shown else [])], enable_progress_bar=shown,
+        logger=loggers, log_every_n_steps=config.log.every, gradient_clip_val=1.0,
+        enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
+        default_root_dir=folder,
+    )  # fmt: skip
 
 
 def _machines(config: Config) -> dict[str, Any]:
