@@ -8,10 +8,15 @@ from torch import Tensor
 
 from amrs.data import SessionDataModule
 from amrs.histories import played_before
+from amrs.listeners import HistoryReader, repeated
 from amrs.models.policy import PolicyModel
 from amrs.models.world_model import WorldModel
+from amrs.rollout import Feedback
 from amrs.rules import Rules, log_softmax_allowed
 from amrs.utility import Utility
+
+_AFTER = 512
+"""Tracks tried at a time as the last one heard."""
 
 
 @torch.inference_mode()
@@ -24,7 +29,7 @@ def candidate_utility(
     track_BC: Tensor,
 ) -> Tensor:
     """Predicted utility (B, C) if each candidate were play `step_B`, of all members together."""
-    return utility.joined(member_utilities(model, utility, data, row_B, step_B, track_BC))
+    return utility.joined(member_utilities(model, utility, data, row_B, step_B, track_BC), track_BC)
 
 
 def member_utilities(
@@ -60,3 +65,27 @@ def next_track_log_probs(
     h_BD = policy.encoder.last(batch)
     allowed_BK = rules.allowed(data.flat.mode_S[row_B], played_before(data.flat, row_B, step_B))
     return log_softmax_allowed(policy.logits(h_BD), allowed_BK)
+
+
+@torch.inference_mode()
+def entropy_after(policy: PolicyModel, data: SessionDataModule, rules: Rules, row_B: Tensor) -> Tensor:
+    """The policy's entropy (K,) in nats over what it may play next, once a track was heard out first.
+
+    A mean over the starts of sessions `row_B` whose mode allows the track; where there is none, over all
+    tracks that were tried. Of the behaviour policy it is the entropy in DORL's penalty, less a constant
+    (Gao et al. 2023, section 4.2: -KL(behaviour || uniform) = H - log K).
+    """
+    reader, tracks = HistoryReader(policy.encoder, data, 1), policy.tracks()
+    total_K, count_K = torch.zeros(data.tracks), torch.zeros(data.tracks)
+    for row in row_B.tolist():
+        mind, mode_1 = reader.start(torch.tensor([row])), data.flat.mode_S[row : row + 1]
+        none_10 = torch.zeros(1, 0, dtype=torch.int64)
+        for track_C in rules.allowed(mode_1, none_10)[0].nonzero()[:, 0].split(_AFTER):
+            heard = torch.ones(len(track_C))
+            feedback = Feedback(heard, torch.full_like(heard, torch.nan), heard < 0)
+            after = reader.append(repeated(mind, len(track_C)), track_C, feedback)
+            allowed_CK = rules.allowed(mode_1.expand(len(track_C)), track_C[:, None])
+            log_p_CK = log_softmax_allowed(policy.logits(after.h_BD, tracks), allowed_CK)
+            total_K[track_C] -= (log_p_CK.exp() * log_p_CK.masked_fill(~allowed_CK, 0.0)).sum(1)
+            count_K[track_C] += 1
+    return torch.where(count_K > 0, total_K / count_K, total_K.sum() / count_K.sum())

@@ -59,7 +59,8 @@ class Parts:
 
     def _utility(self, carry: dict[str, list[float]]) -> Utility:
         modes = self.data.log.metadata.modes
-        return Utility(self.run.config.utility, modes, self.summary["effect_spread"], carry)
+        spread, entropy = self.summary["effect_spread"], self.summary.get("entropy_after")
+        return Utility(self.run.config.utility, modes, spread, carry, entropy)
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -80,12 +81,22 @@ def lineup(run: Run, data: SessionDataModule, horizon: int, names: Sequence[str]
     Raises:
         RunError: for a name that is not in LINEUP.
     """
-    unknown = [name for name in names if name not in LINEUP]
+    there = (*LINEUP, *variants(run))
+    unknown = [name for name in names if name not in there]
     if unknown:
-        raise RunError(f"no policy is called {', '.join(unknown)}; there are {', '.join(LINEUP)}")
+        raise RunError(f"no policy is called {', '.join(unknown)}; there are {', '.join(there)}")
     parts = Parts(run, data, horizon)
-    made = {name: LINEUP[name](parts) for name in dict.fromkeys(["copycat", *names])}
+    made = {name: _made(parts, name) for name in dict.fromkeys(["copycat", *names])}
     return {name: policy for name, policy in made.items() if policy is not None}
+
+
+def variants(run: Run) -> list[str]:
+    """Names of the DPO policies that `evaluate.dpo` adds."""
+    return [role for role in run.parents if role.startswith("dpo:")]
+
+
+def _made(parts: Parts, name: str) -> Policy | None:
+    return LINEUP[name](parts) if name in LINEUP else _dpo(parts, name)
 
 
 def _popularity(parts: Parts) -> Policy:
@@ -107,8 +118,8 @@ def _guided(parts: Parts, tilt: Tilt, utility: Utility) -> Policy:
     return policy
 
 
-def _dpo(parts: Parts) -> Policy:
-    folders = [parts.run.parents[role].folder for role in ("dpo", "bc")]
+def _dpo(parts: Parts, role: str = "dpo") -> Policy:
+    folders = [parts.run.parents[name].folder for name in (role, "bc")]
     return NeuralPolicy(bc.load(folders[0], parts.data, folders[1]), parts.data, parts.horizon)
 
 

@@ -30,6 +30,18 @@ class Mind:
     mode_B: Tensor
 
 
+def repeated(mind: Mind, count: int) -> Mind:
+    """One listener's history `count` times, each to go on in its own way."""
+    old = mind.cache
+
+    def again(x: Tensor) -> Tensor:
+        return x.expand(count, *x.shape[1:]).clone()
+
+    keys, values = [again(x) for x in old.keys], [again(x) for x in old.values]
+    cache = Cache(keys, values, again(old.length_B), again(old.total_BZ), again(old.session_BY))
+    return Mind(again(mind.h_BD), cache, again(mind.static_BF), again(mind.mode_B))
+
+
 class HistoryReader:
     """Reads logged histories and then what happens in a rollout, one token at a time.
 

@@ -184,6 +184,7 @@ def _continued(source: Labelling, token_B: Tensor) -> Pairs:
         source.model, source.copycat, source.utility, data, source.rules, row_B, step_B, candidate_BC,
         source.seed, horizon,
     )  # fmt: skip
+    u_BC = u_BC + source.utility.bonus(candidate_BC)
     return _best_and_worst(source, row_B, step_B, candidate_BC, u_BC)
 
 
@@ -209,7 +210,7 @@ def _extremes(source: Labelling, token_B: Tensor) -> Pairs:
     row_B, step_B = data.flat.session_N[token_B], data.flat.step_N[token_B] - 1
     candidate_BC = _draws(source, token_B)
     u_MBC = member_utilities(source.model, source.utility, data, row_B, step_B, candidate_BC)
-    pairs = _best_and_worst(source, row_B, step_B, candidate_BC, source.utility.joined(u_MBC))
+    pairs = _best_and_worst(source, row_B, step_B, candidate_BC, source.utility.joined(u_MBC, candidate_BC))
     if source.config.margin > 0 and len(u_MBC) > 1:
         at_B2 = torch.stack([(candidate_BC == k[:, None]).int().argmax(1)
                              for k in (pairs.chosen_B, pairs.rejected_B)], 1)  # fmt: skip

@@ -132,7 +132,8 @@ def catalogue_utility(
     for member, candidates, h_BD in zip(model.ensemble, halves, h_MBD, strict=True):
         parts = zip(h_BD.split(_CHUNK), mode_B.split(_CHUNK), step_B.split(_CHUNK), strict=True)
         member_u.append(torch.cat([_score(member, utility, candidates, *part) for part in parts]))
-    return utility.joined(torch.stack(member_u))
+    track_C = torch.arange(halves[0].joined_KH.shape[0]) if track_C is None else track_C
+    return utility.joined(torch.stack(member_u), track_C)
 
 
 def _score(

@@ -53,11 +53,13 @@ _CHAPTERS = {
 _MERGED = "study_"
 """Before the name of a study in its role as parent of a report."""
 _RESULT_TRAINER = ("max_steps", "precision")
+_REJECTED = 4
+"""Rejected tracks of a pair where `evaluate.dpo` names S-DPO and `preferences.rejected` is fewer."""
 _PROTOCOL = {"mccv": ("splits",), "kfold": ("folds", "repeats")}
 """Settings of an evaluation that count under one protocol only."""
-_NOT_OF_A_STUDY = ("chapters", "studies", "protocol", "splits", "folds", "repeats")
+_NOT_OF_A_STUDY = ("chapters", "studies", "protocol", "splits", "folds", "repeats", "dpo")
 """Settings of an evaluation that its studies do not depend on."""
-_OF_STUDIES = ("worlds", "curve")
+_OF_STUDIES = ("worlds", "curve", "front")
 """Settings that only studies depend on."""
 
 
@@ -153,7 +155,8 @@ def _wanted(stage: str, config: Config) -> dict[str, Config]:
             f"evaluate.splits={config.evaluate.splits}: one split's policy is exported; write "
             "evaluate.splits=1, and data.split.seed for another split"
         )
-    return {role: config for role in ROLES[stage]}
+    variants = dpo_variants(config) if stage in ("stress", "export") else {}
+    return {role: config for role in ROLES[stage]} | variants
 
 
 def _evaluate_parents(config: Config) -> dict[str, Config]:
@@ -177,7 +180,24 @@ def _evaluate_parents(config: Config) -> dict[str, Config]:
         splits = [_split_config(config, "evaluate", k) for k in range(section.splits)]
         return {f"split_{k}": split for k, split in enumerate(splits)} | studies
     needed = {role for chapter in section.chapters for role in _CHAPTERS[chapter]}
-    return {role: config for role in ROLES["evaluate"] if role in needed} | studies
+    variants = dpo_variants(config) if "policies" in section.chapters else {}
+    return {role: config for role in ROLES["evaluate"] if role in needed} | variants | studies
+
+
+def dpo_variants(config: Config) -> dict[str, Config]:
+    """The DPO policies of `evaluate.dpo` by their names in the report, each a run of its own."""
+    found = {}
+    for name in config.evaluate.dpo:
+        sampler, _, loss = name.partition(":")
+        loss = loss or config.dpo.loss
+        rejected = max(config.preferences.rejected, _REJECTED) if loss == "s_dpo" else 1
+        pairs: dict[str, Any] = {"sampler": sampler, "policy": None, "rejected": rejected}
+        section: dict[str, Any] = {"loss": loss}
+        found[f"dpo:{name}"] = replace(
+            config, stage="dpo", preferences=replace(config.preferences, **pairs),
+            dpo=replace(config.dpo, **section), parents=replace(config.parents, preferences=None, dpo=None),
+        )  # fmt: skip
+    return found
 
 
 def merged_studies(run: Run) -> list[Run]:

@@ -11,12 +11,14 @@ where no mode (or no direction) is known it does not count.
 
 Members m of an ensemble are joined by (`joined`)
 
-    U(k) = mean_m U_m(k) - lambda sd_m (U_m(k) - mean_j U_m(j))
+    U(k) = mean_m U_m(k) - lambda sd_m (U_m(k) - mean_j U_m(j)) + eta H(k)
 
 with j the candidates at the same history: what members disagree about for all candidates alike is no
 reason to prefer one. lambda is `utility.pessimism`; the standard deviation is the ignorance (after MOPO,
-Yu et al. 2020, and DORL, Gao et al. 2023, who take the largest and the variance over members).
-Shape suffixes: B histories, P head parameters, M members; `...` are candidates.
+Yu et al. 2020, and DORL, Gao et al. 2023, who take the largest and the variance over members). eta is
+`utility.entropy`, H(k) the behaviour policy's entropy once k was played (`candidates.entropy_after`): DORL's
+remedy for pessimism that leads to the same few tracks. It counts where tracks are chosen, not in outcomes.
+Shape suffixes: B histories, P head parameters, M members, K tracks; `...` are candidates.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,6 +43,7 @@ class Utility:
         spread: s_x by signal; signals that are not in it are left as they are.
         carry: c_x by signal, for each track of a session (the last figure holds for all after it); signals
             that are not in it carry over whole.
+        entropy: H(k) of every track in nats; nothing is added without it.
 
     Raises:
         RunError: where `utility.modes` names a mode that the data set does not have.
@@ -52,6 +55,7 @@ class Utility:
         modes: tuple[str, ...],
         spread: Mapping[str, float] | None = None,
         carry: Mapping[str, Sequence[float]] | None = None,
+        entropy: Sequence[float] | None = None,
     ) -> None:
         unknown = set(config.modes) - set(modes) - set(UtilityConfig().modes)
         if unknown:
@@ -61,6 +65,7 @@ class Utility:
             )
         self.config, self.modes = config, modes
         self.carry = {name: torch.tensor(c) for name, c in (carry or {}).items()}
+        self.bonus_K = config.entropy * torch.tensor(entropy) if entropy and config.entropy else None
         self.spread = dict(spread or {}) if config.standardise else {}
         self.weights = {name: w for name, w in vars(config.weights).items() if w > 0}
 
@@ -124,15 +129,22 @@ class Utility:
         step_B = torch.zeros_like(mode_B) if step_B is None else step_B
         return carry_T[step_B.clamp(max=len(carry_T) - 1)]
 
-    def joined(self, u_MB: Tensor) -> Tensor:
-        """One utility (B, ...) of the members' (M, B, ...): their mean less lambda times ignorance.
+    def joined(self, u_MB: Tensor, track: Tensor) -> Tensor:
+        """One utility (B, ...) of the members' (M, B, ...): mean less lambda times ignorance, plus the bonus.
 
-        The last dimension must hold the candidates that are compared at one history.
+        The last dimension must hold the candidates that are compared at one history, `track` (any shape
+        that broadcasts to (B, ...)).
         """
         mean_B = u_MB.mean(0)
-        if self.config.pessimism == 0 or len(u_MB) < 2:
-            return mean_B
-        return mean_B - self.config.pessimism * ignorance(u_MB)
+        if self.config.pessimism > 0 and len(u_MB) > 1:
+            mean_B = mean_B - self.config.pessimism * ignorance(u_MB)
+        return mean_B + self.bonus(track)
+
+    def bonus(self, track: Tensor) -> Tensor:
+        """eta H of each track, in units of utility; 0 where there is none."""
+        if self.bonus_K is None:
+            return torch.zeros((), device=track.device)
+        return self.bonus_K.to(track.device)[track]
 
 
 def ignorance(u_MB: Tensor) -> Tensor:

@@ -176,6 +176,10 @@ def test_one_command_sets_the_utility_a_parent_and_the_stage() -> None:
         ("stage=dpo model.width=65", "model.width=65: must be a positive multiple of model.heads=2"),
         ("stage=dpo data.platform.users=3", "data.platform.users=3: must be"),
         ("stage=dpo data.raw_dir=${x}", "data.raw_dir=${x}: must be text"),
+        ("stage=evaluate evaluate.dpo=corective", "evaluate.dpo=corective: must be SAMPLER or SAMPLER:LOSS"),
+        ("stage=evaluate evaluate.dpo=margin:sfot", "evaluate.dpo=margin:sfot: must be|regression, s_dpo"),
+        ("stage=evaluate evaluate.dpo=on_policy", "rounds of on_policy are trained by stage=dpo"),
+        ("stage=evaluate evaluate.front=[0.5]", "evaluate.front=[0.5]: must be two or more shares in [0, 1]"),
     ],
 )
 def test_what_is_wrong_is_refused_with_what_is_allowed(argv: str, words: str) -> None:

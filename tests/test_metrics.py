@@ -208,6 +208,25 @@ def test_distance_between_listeners_equals_the_loop_over_pairs():
     assert found == pytest.approx(expected)
 
 
+def test_diversity_is_what_three_other_libraries_say_of_the_same_lists():
+    """RecTools 0.19.0 (coverage, intra-list diversity with cosine distance), Recommenders 1.2.1 (the same
+    two, novelty, distributional coverage, which is the entropy in bits) and RecBole 1.2.1 (Gini index; item
+    coverage), run on this table in an environment of their own and frozen here."""
+    track_ST = np.array([[0, 1, 2, 3, 4], [0, 2, 5, 1, 6], [0, 1, 7, 2, 3],
+                         [8, 0, 1, 9, 2], [1, 0, 3, 2, 10], [0, 2, 4, 1, 12]])  # fmt: skip
+    embedding_KD = [[2, 4, 3], [0, 4, 4], [4, -4, 0], [1, -2, -1], [1, 3, 1], [-3, 2, 3], [-3, 0, -1],
+                    [4, -4, 0], [4, -1, -3], [3, 4, 4], [4, -1, 2], [4, 1, 4], [1, -3, 0],
+                    [1, -2, 2]]  # fmt: skip
+    plays_K = np.array([40, 30, 20, 12, 9, 7, 6, 5, 4, 3, 2, 2, 1, 1])
+    some = Lists(track_ST, np.arange(6), metrics.unit(embedding_KD), np.full(14, -1), plays_K / plays_K.sum())
+    assert DIVERSITY["catalogue_coverage"](some) == pytest.approx(0.8571428571428571)
+    assert DIVERSITY["intra_list"](some) == pytest.approx(0.9402526303724729)
+    assert DIVERSITY["novelty"](some) == pytest.approx(3.2597995783135207)
+    assert DIVERSITY["gini"](some) == pytest.approx(0.49523809523809526)
+    assert DIVERSITY["entropy"](some) == pytest.approx(3.130750178437043 / np.log2(14))
+    assert DIVERSITY["effective_tracks"](some) == pytest.approx(2**3.130750178437043)
+
+
 def test_equal_lengths_keeps_in_each_session_what_every_policy_reached():
     cut = metrics.equal_lengths({"a": [[1, 2, 3], [4, -1, -1]], "b": [[5, 6, -1], [7, 8, 9]]})
     assert cut["a"].tolist() == [[1, 2, -1], [4, -1, -1]]

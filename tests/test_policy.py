@@ -6,9 +6,11 @@ import pytest
 import torch
 from tiny_logs import METADATA, opened, policy, random_log
 
-from amrs.candidates import next_track_log_probs
+from amrs.candidates import entropy_after, next_track_log_probs
 from amrs.data import SessionDataModule
+from amrs.listeners import HistoryReader
 from amrs.models.policy import played_so_far
+from amrs.rollout import Feedback
 from amrs.rules import Rules, log_softmax_allowed
 from amrs.splits import TRAIN
 from amrs.stages.bc import clone_log_probs
@@ -73,6 +75,28 @@ def test_training_scores_what_the_policy_says_when_asked_play_by_play(data: Sess
     slow = log_p_NK.gather(1, flat.next_track_N[token_N][:, None])[:, 0]
     torch.testing.assert_close(found, slow, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(log_p_NK.exp().sum(1), torch.ones(len(asked)))
+
+
+@torch.inference_mode()
+def test_entropy_after_a_track_equals_asking_one_by_one(data: SessionDataModule) -> None:
+    model, rules = policy(data, history=64), data.rules()
+    rows = data.rows(TRAIN)[[0, 5, 9]]
+    known: dict[int, list[float]] = {}
+    for row in rows.tolist():
+        mode = int(data.flat.mode_S[row])
+        for k in rules.mode_MK[mode].nonzero()[:, 0].tolist():
+            reader, one = HistoryReader(model.encoder, data, 1), torch.ones(1)
+            feedback = Feedback(one, torch.full((1,), torch.nan), one < 0)
+            mind = reader.append(reader.start(torch.tensor([row])), torch.tensor([k]), feedback)
+            free = [j for j in rules.mode_MK[mode].nonzero()[:, 0].tolist() if j != k]
+            law = torch.distributions.Categorical(logits=model.logits(mind.h_BD)[0, free])
+            known.setdefault(k, []).append(float(law.entropy()))
+    found = entropy_after(model, data, rules, rows)
+    everywhere = [h for each in known.values() for h in each]
+    for k in range(data.tracks):
+        each = known.get(k, everywhere)
+        assert float(found[k]) == pytest.approx(sum(each) / len(each), abs=1e-4)
+    assert found.std() > 0
 
 
 def test_a_session_without_a_mode_may_play_any_track(data: SessionDataModule) -> None:

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from amrs.report import Report, ReportError, Row, finite_rows, load, over_splits, terminal_table
+from amrs.report.page import render
 from amrs.report.words import gain_findings, gain_sentence, model_findings, number
 
 FIT = {"world_model": 0.42, "track_blind": 0.36, "persistence_pre": 0.12, "persistence_last": -0.05,
@@ -231,6 +232,13 @@ def test_every_figure_has_its_numbers_as_text_and_no_placeholder_colour_left(pag
     assert len(outline.images) == page.read_text().count("<svg ") == 4 + 2 + 2 + 2 + 2
     assert all("95 % intervals" in words and re.search(r"-?\d\.\d+ \[", words) for words in outline.images)
     assert not re.search(r"#0(\d)0(?:\1)0\1", page.read_text())
+
+
+def test_policies_that_studies_make_by_the_dozen_stay_out_of_the_panels_of_policies(full):
+    tilts = [row(section=section, subject="tilt:harmful_0.2", signal="valence", metric="gain")
+             for section in ("realised", "predicted")]  # fmt: skip
+    page = render(Report([*full.rows, *tilts], PROVENANCE))
+    assert "harmful" not in page
 
 
 def test_the_page_escapes_what_it_is_given(page):

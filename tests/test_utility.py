@@ -89,11 +89,21 @@ def test_an_effect_counts_with_what_is_left_of_it_at_the_end() -> None:
 def test_pessimism_takes_off_what_members_disagree_about_between_candidates() -> None:
     """Members say (0, 2) and (11, 11): relative to their means -1, 1 and 0, 0; sd over members 1 / sqrt 2."""
     u_MBC = torch.tensor([[[0.0, 2.0]], [[11.0, 11.0]]])
-    utility = Utility(UtilityConfig(pessimism=2.0), MODES)
+    utility, two = Utility(UtilityConfig(pessimism=2.0), MODES), torch.arange(2)
     expected = [5.5 - math.sqrt(2), 6.5 - math.sqrt(2)]
-    assert utility.joined(u_MBC)[0].tolist() == pytest.approx(expected)
-    assert Utility(UtilityConfig(), MODES).joined(u_MBC)[0].tolist() == [5.5, 6.5]
-    assert utility.joined(u_MBC[:1]).tolist() == u_MBC[0].tolist()
+    assert utility.joined(u_MBC, two)[0].tolist() == pytest.approx(expected)
+    assert Utility(UtilityConfig(), MODES).joined(u_MBC, two)[0].tolist() == [5.5, 6.5]
+    assert utility.joined(u_MBC[:1], two).tolist() == u_MBC[0].tolist()
+
+
+def test_entropy_after_a_track_adds_to_it_whoever_else_is_compared() -> None:
+    """Half a point a nat: track 2, after which Copycat has 3 nats, gets 1.5."""
+    utility = Utility(UtilityConfig(entropy=0.5), MODES, entropy=[1.0, 2.0, 3.0])
+    u_MBC = torch.tensor([[[1.0, 0.0]], [[3.0, 0.0]]])
+    assert utility.joined(u_MBC, torch.tensor([[2, 0]]))[0].tolist() == [3.5, 0.5]
+    assert utility.joined(u_MBC, torch.tensor([0, 1]))[0].tolist() == [2.5, 1.0]
+    assert Utility(UtilityConfig(), MODES, entropy=[1.0, 2.0]).bonus(torch.tensor(1)) == 0
+    assert Utility(UtilityConfig(entropy=0.5), MODES).bonus(torch.tensor(1)) == 0
 
 
 def test_an_unknown_mode_is_refused_by_name() -> None:

@@ -103,9 +103,13 @@ class UtilityConfig:
     pessimism: float = 0.0
     """Lambda, 0 or more: what a standard deviation over the labeller's members takes off the utility; does
     nothing with one member."""
+    entropy: float = 0.0
+    """0 or more: what a nat of Copycat's entropy after a track adds to its utility, so that a policy does not
+    lead where the log knows only a few tracks."""
 
     def __post_init__(self) -> None:
-        check(self.pessimism >= 0, "utility.pessimism", self.pessimism, "0 or more")
+        for key in ("pessimism", "entropy"):
+            check(getattr(self, key) >= 0, f"utility.{key}", getattr(self, key), "0 or more")
         weights = vars(self.weights)
         check(
             all(w >= 0 for w in weights.values()) and any(w > 0 for w in weights.values()),

@@ -7,6 +7,8 @@ from amrs.config.checks import check
 
 Input = Literal["past_feedback", "pre_report", "context", "mode", "past_tracks", "track_embeddings"]
 SignalName = Literal["engagement", "rating", "valence", "arousal"]
+Sampler = Literal["margin", "corrective", "credited", "best_worst", "on_policy"]
+Loss = Literal["soft", "hard", "conservative", "ipo", "regression", "s_dpo"]
 
 
 @dataclass
@@ -108,7 +110,7 @@ class NegativeConfig:
 
 @dataclass
 class PreferencesConfig:
-    sampler: Literal["margin", "corrective", "credited", "best_worst", "on_policy"] = "margin"
+    sampler: Sampler = "margin"
     """How pairs are made: best and worst of Copycat's own draws; negative-feedback corrective sampling as
     published; corrections of the tracks that a disappointing report is credited to; best and worst of
     imagined continuations; best and worst of draws from `preferences.policy`."""
@@ -150,7 +152,7 @@ class PreferencesConfig:
 
 @dataclass
 class DpoConfig:
-    loss: Literal["soft", "hard", "conservative", "ipo", "regression", "s_dpo"] = "soft"
+    loss: Loss = "soft"
     """DPO with labels sigma(dU / tau), with labels 1 (no finite optimum) or .9; IPO; regression of the
     log-ratios on dU / tau; S-DPO (several rejected, see preferences.rejected)."""
     beta: float = 1.0
@@ -196,8 +198,7 @@ PolicyName = Literal[
 Chapter = Literal["fidelity", "policies"]
 StudyName = Literal[
     "ablations", "calibration", "ignorance", "rollouts", "missing", "off_policy", "choosing", "optimism",
-    "ceilings", "cold_start", "effects",
-    "gate",
+    "ceilings", "cold_start", "effects", "front", "gate",
 ]  # fmt: skip
 
 
@@ -263,15 +264,24 @@ class EvaluateConfig:
     """Small worlds of each kind in evaluate.study=gate (four traps, three with an effect), 1 or more."""
     policies: list[PolicyName] = field(default_factory=lambda: list(get_args(PolicyName)))
     """Policies to compare; Copycat always is, production only where there is a platform."""
+    dpo: list[str] = field(default_factory=list)
+    """More DPO policies to compare and to stress, each SAMPLER or SAMPLER:LOSS (as in preferences.sampler and
+    dpo.loss), trained where they are missing; [corrective:hard,credited]. s_dpo takes the worst 4 draws."""
+    front: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
+    """front: shares in [0, 1] of the weight on valence and arousal together that valence gets, 2 or more."""
     off_policy: OffPolicyConfig = field(default_factory=OffPolicyConfig)
 
     def __post_init__(self) -> None:
         check(
             len(self.chapters) > 0, "evaluate.chapters", self.chapters, "one of fidelity, policies, or both"
         )
-        for key in ("chapters", "studies"):
+        for key, what in (("chapters", "names"), ("studies", "names"), ("dpo", "names"), ("front", "shares")):
             given = getattr(self, key)
-            check(len(set(given)) == len(given), f"evaluate.{key}", given, "different names")
+            check(len(set(given)) == len(given), f"evaluate.{key}", given, f"different {what}")
+        for name in self.dpo:
+            check(_is_dpo(name), "evaluate.dpo", name, _DPO_NAMES)
+        shares = len(self.front) >= 2 and all(0 <= share <= 1 for share in self.front)
+        check(shares, "evaluate.front", self.front, "two or more shares in [0, 1]")
         check(
             self.protocol != "kfold" or self.chapters == ["fidelity"],
             "evaluate.protocol",
@@ -287,6 +297,20 @@ class EvaluateConfig:
         )
         check(self.bootstrap >= 100, "evaluate.bootstrap", self.bootstrap, "100 or more")
         check(self.tolerance > 0, "evaluate.tolerance", self.tolerance, "above 0")
+
+
+_ROUNDS = "on_policy"
+"""The sampler that needs an earlier round's policy, which a name cannot say."""
+_DPO_NAMES = (
+    f"SAMPLER or SAMPLER:LOSS, of the samplers {', '.join(x for x in get_args(Sampler) if x != _ROUNDS)} and "
+    f"the losses {', '.join(get_args(Loss))}; rounds of {_ROUNDS} are trained by stage=dpo"
+)
+
+
+def _is_dpo(name: str) -> bool:
+    sampler, colon, loss = name.partition(":")
+    known = sampler in get_args(Sampler) and sampler != _ROUNDS
+    return known and (loss in get_args(Loss) if colon else True)
 
 
 @dataclass

@@ -185,7 +185,9 @@ def plane_panels(report: Report) -> list[Panel]:
     panels = []
     for metric, title in (("kl", "Gain and drift"), ("effective_tracks", "Gain and diversity")):
         across = {row.subject: row for row in report.find(section="diversity", metric=metric)}
-        names = [name for name in across if name in gains and name != "copycat"]
+        names = [
+            name for name in subjects(report, "diversity", POLICIES) if name in gains and name != "copycat"
+        ]
         base = across.get("copycat")
         if not names:
             continue
@@ -216,6 +218,33 @@ def plane_panels(report: Report) -> list[Panel]:
     return panels
 
 
+def front_panels(report: Report) -> list[Panel]:
+    """Gain in valence against gain in arousal, a point for each weight of the utility."""
+    panels = []
+    for section in GAIN_SECTIONS[:2]:
+        across, up = ({row.subject: row for row in report.find(section=section, signal=signal, metric="gain")}
+                      for signal in ("arousal", "valence"))  # fmt: skip
+        names = [name for name in subjects(report, section, ("front",)) if name in across and name in up]
+        if not names:
+            continue
+        figure, axes = canvas(3.1)
+        for name in names:
+            cross(axes, across[name], up[name], *STYLE[section])
+        line(axes, 0.0)
+        line(axes, 0.0, across=True)
+        axes.set_xlabel("arousal gain, in the mode's direction (scale points)")
+        axes.set_ylabel("valence gain (scale points)")
+        share = {name: name.partition(":")[2] for name in names}
+        tag(figure, axes, [(share[name], across[name].value, up[name].value) for name in names])
+        words = "; ".join(
+            f"valence's share {share[name]}: valence {cell(up[name])}, arousal {cell(across[name])}"
+            for name in names
+        )
+        heading = f"{label(section)}, {counts(up[name] for name in names)}"
+        panels.append(drawn(heading, figure, f"Gains by valence's share of the weight. {words}."))
+    return panels
+
+
 def truth_panels(report: Report) -> list[Panel]:
     """Predicted against realised gain; on the diagonal a prediction came true."""
     panels = []
@@ -242,6 +271,7 @@ def truth_panels(report: Report) -> list[Panel]:
 
 
 def _gains(report: Report, section: str, signal: str) -> list[Row]:
-    """The gains of a section, less Copycat's own, which is 0."""
+    """The gains of a section's policies, less Copycat's own, which is 0, and less those that studies make by
+    the dozen."""
     rows = report.find(section=section, signal=signal, metric="gain")
-    return [row for row in rows if row.subject != "copycat"]
+    return [row for row in rows if row.subject != "copycat" and row.subject.partition(":")[0] in POLICIES]

@@ -91,6 +91,7 @@ def _chapters(report: Report) -> list[Chapter]:
             (_GAIN, figures.gain_panels(report), tables.gain_table(report), "ways"),
             (_GROUPS, figures.group_panels(report), tables.gain_groups(report)),
             (_PLANE, figures.plane_panels(report), tables.diversity_table(report)),
+            (_FRONT, figures.front_panels(report), tables.front_table(report)),
             ("", [], tables.mean_table(report)),
             (_OFF_POLICY, [], tables.off_policy_table(report)),
             (_EXAMPLES, figures.example_panels(report.provenance.get("examples", [])),
@@ -197,6 +198,12 @@ _PLANE = (
     "What a gain costs. KL measures how far a policy moved from Copycat; the effective number of tracks is "
     "exp(entropy) of everything it recommended. A good policy gains upwards without moving far right in "
     "the first panel or far left in the second."
+)
+_FRONT = (
+    "What one signal costs in the other. Each point is a DPO policy of its own, within the same budget of "
+    "divergence; the number beside it is valence's share of the weight that valence and arousal have "
+    "together. Points below and to the left of another are not worth having; where intervals overlap, "
+    "nothing is told."
 )
 _EXAMPLES = (
     "One session per mode from its start to its end, with the same listener and the same luck under both "

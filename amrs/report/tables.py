@@ -197,6 +197,24 @@ def diversity_table(report: Report) -> Table | None:
     )
 
 
+def front_table(report: Report) -> Table | None:
+    """Gains, divergence and diversity by the share of the weight that valence has."""
+    names = subjects(report, "diversity", ("front",))
+    columns = [
+        *((section, signal, "gain") for signal in ("valence", "arousal") for section in GAIN_SECTIONS[:2]),
+        *(("diversity", "all", metric) for metric in ("kl", "effective_tracks", "catalogue_coverage",
+                                                      "entropy", "intra_list")),
+    ]  # fmt: skip
+    lines = []
+    for name in names:
+        found = [report.one(section=s, subject=name, signal=x, metric=m) for s, x, m in columns]
+        lines.append([Cell(label(name.partition(":")[2])), *map(row_cell, found)])
+    header = ["Valence's share of the weight"]
+    for section, signal, metric in columns:
+        header.append(f"{label(signal)}, {label(section).lower()}" if metric == "gain" else label(metric))
+    return Table("The front: DPO policies by what the utility weighs", header, lines) if lines else None
+
+
 def honesty_table(report: Report) -> Table | None:
     """The judge's gain corrected by its uplift slope, and what share of each prediction came true."""
     lines = []

@@ -13,7 +13,7 @@ from amrs.data import SessionDataModule
 from amrs.example_sessions import example_sessions
 from amrs.execution import environment
 from amrs.fidelity import fidelity
-from amrs.lineup import lineup
+from amrs.lineup import lineup, variants
 from amrs.listeners import ImaginedListeners
 from amrs.models.world_model import WorldModel
 from amrs.off_policy import ask_the_log, off_policy_rows
@@ -136,7 +136,7 @@ def _policy_rows(
     And examples of sessions, realised where they can be.
     """
     labeller, judge = (world_model.load(run.parents[role].folder, data) for role in ("labeller", "judge"))
-    policies = lineup(run, data, sessions.horizon, run.config.evaluate.policies)
+    policies = lineup(run, data, sessions.horizon, [*run.config.evaluate.policies, *variants(run)])
     worlds: dict[str, Environment] = {
         "predicted": ImaginedListeners(judge, data, sessions.horizon),
         "predicted_labeller": ImaginedListeners(labeller, data, sessions.horizon),
@@ -166,7 +166,7 @@ def _off_policy(run: Run, data: SessionDataModule, part: int) -> list[Row]:
         return []
     judge = world_model.load(run.parents["judge"].folder, data)
     names = [name for name in section.policies if name in config.evaluate.policies]
-    policies = lineup(run, data, int(data.flat.length_S[row_S].max()), names)
+    policies = lineup(run, data, int(data.flat.length_S[row_S].max()), [*names, *variants(run)])
     return off_policy_rows(ask_the_log(policies, judge, data, row_S, section, config.seed), section)
 
 

@@ -38,7 +38,9 @@ def run(run: Run, folder: Path) -> None:
 def refuse(report: Report, policy: str, force: str | None) -> None:
     """Raise RunError for a policy that did not pass, unless there is a reason to export it all the same."""
     if policy not in LINEUP and not policy.startswith("dpo:"):
-        raise RunError(f"no policy is called {policy}; there are {', '.join(LINEUP)}")
+        raise RunError(
+            f"no policy is called {policy}; there are {', '.join(LINEUP)} and those of evaluate.dpo"
+        )
     verdict = report.one(section="gate", subject=policy, metric="verdict")
     if (verdict is not None and verdict.value == 1) or force is not None:
         return

@@ -7,8 +7,9 @@ from datasets import Dataset, disable_progress_bars
 from torch import Tensor
 from tqdm import tqdm
 
-from amrs.candidates import next_track_log_probs
+from amrs.candidates import entropy_after, next_track_log_probs
 from amrs.carry import Effects, measure_effects
+from amrs.config.graph import Config
 from amrs.config.groups import UtilityConfig
 from amrs.data import SessionDataModule
 from amrs.listeners import ImaginedListeners
@@ -27,6 +28,8 @@ from amrs.utility import Utility
 
 EFFECT_SESSIONS, EFFECTS = 256, 400
 """Sessions that the effects of tracks are measured on; the draw's purpose."""
+ENTROPY_SESSIONS, ENTROPY = 16, 401
+"""The same for Copycat's entropy after each track."""
 _CHUNK = 256
 
 
@@ -38,7 +41,8 @@ def run(run: Run, folder: Path) -> None:
     copycat, rules = bc.load(run.parents["bc"].folder, data), data.rules()
     rows = torch.cat([data.rows(TRAIN), data.rows(VALIDATION)])
     effects = measure(labeller, copycat, data, config.utility, config.seed)
-    utility = Utility(config.utility, data.log.metadata.modes, *effects)
+    entropy = _entropy_after(copycat, data, rules, config)
+    utility = Utility(config.utility, data.log.metadata.modes, *effects, entropy)
     behaviour = None
     if section.policy is not None:
         behaviour = bc.load(Path(section.policy), data, run.parents["bc"].folder)
@@ -54,7 +58,8 @@ def run(run: Run, folder: Path) -> None:
         )
     reference = _reference(copycat, data, rules, pairs)
     _store(folder, pairs, reference, data, part_B)
-    write_json(folder / "summary.json", _summary(pairs, part_B, source, effects))
+    summary = {**_summary(pairs, part_B, source, effects), "entropy_after": entropy}
+    write_json(folder / "summary.json", summary)
 
 
 def measure(
@@ -76,6 +81,19 @@ def measure(
         {name: value for name, value in found.spread.items() if name in names},
         {name: value for name, value in found.carry.items() if name in names},
     )
+
+
+def _entropy_after(
+    copycat: PolicyModel, data: SessionDataModule, rules: Rules, config: Config
+) -> list[float]:
+    """Copycat's entropy after each track, from starts of training users' sessions; none where it counts for
+    nothing."""
+    if config.utility.entropy == 0:
+        return []
+    rows = data.rows(TRAIN)
+    row_B = rows[uniform(config.seed, ENTROPY, rows).argsort()[:ENTROPY_SESSIONS]]
+    found: list[float] = entropy_after(copycat, data, rules, row_B).tolist()
+    return found
 
 
 def _reference(copycat: PolicyModel, data: SessionDataModule, rules: Rules, pairs: Pairs) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 
 from amrs.config.graph import Config
 from amrs.gate import checks, gate_rows, verdict
-from amrs.lineup import Parts, lineup
+from amrs.lineup import Parts, lineup, variants
 from amrs.outcomes import choose_sessions
 from amrs.platform import load_truth
 from amrs.report import Report, finite_rows, load, over_splits, terminal_table
@@ -67,7 +67,7 @@ def prepare(run: Run) -> Trial:
     judge = world_model.load(run.parents["judge"].folder, data)
     part = PARTS[config.evaluate.users]
     sessions = choose_sessions(data, config.stress.sessions, config.evaluate.horizon, config.seed, part)
-    policies = lineup(run, data, sessions.horizon, config.stress.policies)
+    policies = lineup(run, data, sessions.horizon, [*config.stress.policies, *variants(run)])
     utility = Parts(run, data, sessions.horizon).utility
     truth = run.parents["prepare"].folder / "truth"
     platform = load_truth(truth).environment() if truth.exists() else None

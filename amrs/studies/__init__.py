@@ -19,6 +19,7 @@ from amrs.studies import (
     choosing,
     cold_start,
     effects,
+    front,
     gate,
     ignorance,
     missing,
@@ -64,5 +65,6 @@ STUDIES: dict[str, Study] = {
     "ceilings": Study(ceilings.rows, parts=ceilings.parts),
     "cold_start": Study(cold_start.rows, parts=cold_start.parts),
     "effects": Study(effects.rows, parents=(), parts=effects.parts),
+    "front": Study(front.rows, parents=("prepare", "judge", "bc"), parts=front.parts),
     "gate": Study(gate.rows, parents=(), notes=gate.notes, parts=gate.parts),
 }

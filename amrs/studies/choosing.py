@@ -216,7 +216,7 @@ def _parts(
 def _only(config: UtilityConfig, signal: str) -> UtilityConfig:
     """The utility of one signal, in the directions of its modes."""
     nothing = dict.fromkeys(vars(WeightsConfig()), 0.0)
-    return replace(config, weights=WeightsConfig(**{**nothing, signal: 1.0}))
+    return replace(config, weights=WeightsConfig(**{**nothing, signal: 1.0}), entropy=0.0)
 
 
 def _spread(run: Run) -> dict[str, float]:
