@@ -174,7 +174,12 @@ class Question:
         return self.logged.reward[signal].double().numpy()
 
     def outcome_model(self, name: str, signal: str) -> tuple[tuple[Floats, Floats], ...]:
-        """The judge's (q, v) of g r and of g for a policy; NaN behind the last play."""
+        """The judge's (q, v) of g r and of g for a policy; NaN behind the last play.
+
+        They stand in for values of a play and all after it: a report is taken as if the session ended there,
+        engagement and rating as those of the play alone. So the estimate is right where the weights are, with
+        less noise where the judge is good; a good judge alone does not make it right.
+        """
         first = 1 + list(self.asked).index(name) * self.asked[name].choice_STC.shape[2]
         chosen = slice(first, first + self.asked[name].choice_STC.shape[2])
         off_ST = self.logged.track_ST < 0

@@ -1,7 +1,7 @@
 """A bounded search for the history on which a policy does worst against Copycat in the judge.
 
-It stays inside the data: real histories of test users, in which the feedback to some earlier plays is
-exchanged for feedback that somebody really gave, to the same track where there is any.
+It stays inside the data: real histories of the users who are judged, in which the feedback to some earlier
+plays is exchanged for feedback that one of them really gave, to the same track where there is any.
 Shape suffixes: C candidates, V variants, N plays.
 """
 
@@ -16,7 +16,6 @@ from amrs.data import SessionDataModule
 from amrs.noise import uniform
 from amrs.outcomes import Sessions
 from amrs.rollout import Environment, Policy
-from amrs.splits import TEST
 from amrs.stress.counterfactual import Histories, as_data, gather, logged, reading, rows_of
 from amrs.stress.simulation import mean_outcome, simulate, simulations
 from amrs.targets import Columns, Ints
@@ -61,7 +60,8 @@ def search(
     worst_C = np.argsort(delta_B, kind="stable")[:candidates]
     row_C = sessions.row_B.numpy()[worst_C]
     real = logged(columns, np.repeat(row_C, variants))
-    tried = exchanged(real, columns, data.part_S.numpy(), variants, seed)
+    part_S = data.part_S.numpy()
+    tried = exchanged(real, columns, part_S == part_S[row_C[0]], variants, seed)
     delta_CV = _deltas(policy, copycat, judge, data, tried, sessions.horizon, _SEARCHED, seed, SEARCH)
     best_C = delta_CV.reshape(-1, variants).argmin(1) + np.arange(len(row_C)) * variants
     chosen = _only(tried, best_C)
@@ -71,10 +71,13 @@ def search(
     return sorted(found)
 
 
-def exchanged(histories: Histories, columns: Columns, part_S: Ints, variants: int, seed: int) -> Histories:
+def exchanged(
+    histories: Histories, columns: Columns, donor_S: np.ndarray, variants: int, seed: int
+) -> Histories:
     """Of every `variants` histories the first stays; in the others earlier feedback is exchanged.
 
-    Donors are plays of the same track by test users, else any play of theirs.
+    Donors are plays of the same track in sessions `donor_S` (bool, those of the users who are judged: on
+    validation users nothing of test users is looked at), else any play of theirs.
     """
     mine = histories.columns
     number_N = np.arange(len(mine.track_N))
@@ -82,7 +85,7 @@ def exchanged(histories: Histories, columns: Columns, part_S: Ints, variants: in
         uniform(seed, EXCHANGE, purpose, torch.from_numpy(number_N)).numpy() for purpose in (0, 1)
     )
     swap_N = histories.earlier_N & (pick_N < _SHARE) & (mine.user_S[mine.row_N] % variants != 0)
-    pool = np.flatnonzero(part_S[columns.row_N] == TEST)
+    pool = np.flatnonzero(donor_S[columns.row_N])
     pool = pool[np.argsort(columns.track_N[pool], kind="stable")]
     track = columns.track_N[pool]
     low_N, high_N = (np.searchsorted(track, mine.track_N, side=side) for side in ("left", "right"))
