@@ -2,13 +2,20 @@
 
 import numpy as np
 import torch
+from pandas.testing import assert_frame_equal
 from platform_worlds import one_thread, world
 
+from amrs.config.data import SplitConfig
 from amrs.config.platform import PlatformConfig
+from amrs.data import SessionDataModule
+from amrs.importers.platform import metadata
 from amrs.platform import draw_platform
+from amrs.platform.catalogue import catalogue_table
 from amrs.platform.draws import hash_keys
 from amrs.platform.reports import post_given, pre_given
 from amrs.platform.routine import state_at
+from amrs.schema import write_log
+from amrs.studies.ceilings import full_information
 
 __all__ = ["one_thread"]
 
@@ -105,6 +112,13 @@ def test_drift_leaves_the_log_alone_and_changes_what_tracks_do_after_it():
     assert (pleasant - unpleasant).mean() < 0.3 * (then - least).mean()
     pleasant, unpleasant = answers("drift", drift_correlation=-1.0)
     assert (pleasant - unpleasant).mean() < -0.05
+
+
+def test_the_true_state_predicts_the_log_by_what_tracks_did_in_it(tmp_path):
+    platform, log = world()
+    write_log(tmp_path / "log", [log], catalogue_table(platform.catalogue), metadata(platform.config), "made")
+    data = SessionDataModule(tmp_path / "log", SplitConfig(), 64)
+    assert_frame_equal(full_information(world(variant="drift")[0], data), full_information(platform, data))
 
 
 def valence_by_session(variant, sessions=8):

@@ -87,15 +87,17 @@ class Platform:
         starts = self.starts
         return starts.mode_S[row_B], starts.profile_SP[row_B], starts.hidden_S[row_B]
 
-    def oracle(self, row_B: Tensor, track_BT: Tensor, draws: int = 32) -> dict[str, Tensor]:
+    def oracle(
+        self, row_B: Tensor, track_BT: Tensor, draws: int = 32, after_logs: bool = True
+    ) -> dict[str, Tensor]:
         """Expected signals (B,) if the sessions `row_B` were these tracks, (B, T), -1 behind the last.
 
         Nobody leaves before the last. valence and arousal: expected report after it; engagement and
         rating: mean over the tracks. Means over `draws` of all that is left to chance, the same
-        draws for every list of tracks.
+        draws for every list of tracks. Under drift they are answers after the logs, unless told otherwise.
         """
         key_BD = hash_keys(self.log_key(row_B)[:, None], ALWAYS, Draw.ORACLE, torch.arange(draws))
-        environment, count = self.environment(), len(row_B)
+        environment, count = self.environment(after_logs), len(row_B)
         state = environment.start(row_B.repeat_interleave(draws), key_BD.flatten())
         heard = {"engagement": torch.zeros(count), "rating": torch.zeros(count)}
         last = {"valence": torch.zeros(count), "arousal": torch.zeros(count)}

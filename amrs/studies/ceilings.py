@@ -128,7 +128,7 @@ def full_information(platform: Platform, data: SessionDataModule) -> pd.DataFram
     row_B = data.rows(TEST)
     played_BT = played_before(data.flat, row_B, data.flat.length_S[row_B])
     replayed = _replayed(platform, row_B, played_BT)
-    ahead = platform.oracle(row_B, played_BT, DRAWS)
+    ahead = platform.oracle(row_B, played_BT, DRAWS, after_logs=False)
     tables = []
     for signal, label in labels.items():
         held_out = kept(label, part_S[label.row] == TEST)
