@@ -29,24 +29,22 @@ def nested_shares(
     platform: Platform, rows_B: Tensor, length: int = 10, lists: int = 16, draws: int = 4
 ) -> dict[str, dict[str, float]]:
     """Shares of Var(y) per signal, summing to 1; `rows_B` should hold several sessions of each user."""
-    means_M, tracks_M, chance_M = [], [], []
+    expected_M, tracks_M, chance_M = [], [], []
     for mode in range(len(MODES)):
         expected_RB2, chance_B2 = _outcomes(platform, rows_B, mode, length, lists, draws)
-        means_M.append(expected_RB2.mean(0))
+        expected_M.append(expected_RB2)
         # Var over lists of a mean over draws holds a share of chance that is not the tracks'.
         tracks_M.append(expected_RB2.var(0) - chance_B2 / draws)
         chance_M.append(chance_B2)
     start = platform.starts
     odds_BM1 = mode_odds(platform.who(rows_B), start.hour_S[rows_B], start.affect_S2[rows_B])[..., None]
-    mean_BM2, tracks_BM2 = torch.stack(means_M, 1), torch.stack(tracks_M, 1)
-    mean_B2 = (odds_BM1 * mean_BM2).sum(1)
-    mode_2 = (odds_BM1 * (mean_BM2 - mean_B2[:, None]) ** 2).sum(1).mean(0)
-    tracks_2 = (odds_BM1 * tracks_BM2).sum(1).mean(0)
+    mean_B2, blur_2, mode_2 = _over_modes(odds_BM1, torch.stack(expected_M, 2))
+    tracks_2 = (odds_BM1 * torch.stack(tracks_M, 1)).sum(1).mean(0)
     chance_2 = (odds_BM1 * torch.stack(chance_M, 1)).sum(1).mean(0)
     person_2, state_2 = _between(mean_B2, platform.user_S[rows_B])
     part_2 = {
         "person": person_2,
-        "state": state_2,
+        "state": state_2 - blur_2,
         "mode": mode_2,
         "tracks": tracks_2,
         "remainder": chance_2 + platform.config.report_sd**2,
@@ -56,6 +54,19 @@ def nested_shares(
         name: {part: float(value_2[i] / total_2[i]) for part, value_2 in part_2.items()}
         for i, name in enumerate(SIGNALS)
     }
+
+
+def _over_modes(odds_BM1: Tensor, expected_RBM2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean over modes and lists (B, 2), what few lists add to its variance (2,), variance over modes (2,).
+
+    A mean over R lists moves with which lists they were, by their variance over R: that is the tracks', and
+    no mode's or state's.
+    """
+    lists = len(expected_RBM2)
+    mean_RB2 = (odds_BM1 * expected_RBM2).sum(2)
+    apart_RBM2 = expected_RBM2 - mean_RB2[:, :, None]
+    between_BM2 = apart_RBM2.mean(0) ** 2 - apart_RBM2.var(0) / lists
+    return mean_RB2.mean(0), mean_RB2.var(0).mean(0) / lists, (odds_BM1 * between_BM2).sum(1).mean(0)
 
 
 def _outcomes(
