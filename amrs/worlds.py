@@ -117,7 +117,8 @@ class ImaginedWorld:
         own = {name: torch.stack([a[name] for a in answers])[state.member_B, row_B] for name in kinds}
         feedback = sample_feedback(self.members[0], own, state.key_B, t)
         expected = {name: kind.mean(own[name]) for name, kind in kinds.items()}
-        reward_B = self.utility(kinds, own, state.minds[0].mode_B)
+        mode_B = state.minds[0].mode_B
+        reward_B = self.utility(kinds, own, mode_B, torch.full_like(mode_B, t))
         means = {name: torch.stack([k.mean(a[name]) for a in answers]) for name, k in kinds.items()}
         minds = [r.append(m, track_B, feedback) for r, m in zip(self.readers, state.minds, strict=True)]
         return Minds(minds, state.member_B, state.key_B), feedback, expected, reward_B, disagreement(means)
@@ -144,14 +145,18 @@ class TrueWorld:
     ) -> tuple[tuple[Any, Tensor], Feedback, dict[str, Tensor], Tensor, dict[str, Tensor]]:
         """The same of true listeners."""
         inner, feedback, expected = self.world.step(state[0], track_B, t)
-        return (inner, state[1]), feedback, expected, utility_of_means(self.utility, expected, state[1]), {}
+        reward_B = utility_of_means(self.utility, expected, state[1], t)
+        return (inner, state[1]), feedback, expected, reward_B, {}
 
 
-def utility_of_means(utility: Utility, expected: Mapping[str, Tensor], mode_B: Tensor) -> Tensor:
-    """Utility (B,) of expected signals; with a target t it is 1 - |E[x] - t|, for want of a distribution."""
+def utility_of_means(utility: Utility, expected: Mapping[str, Tensor], mode_B: Tensor, step: int) -> Tensor:
+    """Utility (B,) of what is expected after track `step`; a target t counts 1 - |E[x] - t|, for want of a
+    distribution."""
     total_B = torch.zeros(len(mode_B))
     for signal in [name for name in utility.weights if name in expected]:
         scale = utility.weights[signal] / max(utility.spread.get(signal, 1.0), LEAST_SPREAD)
+        if signal in utility.carry:
+            scale *= float(utility.carry[signal][: step + 1][-1])
         for mode in mode_B.unique().tolist():
             rows_B, direction = mode_B == mode, utility.direction(signal, mode)
             if direction is None:

@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from test_stages import Done, folders
 
 from amrs import worlds
-from amrs.config.groups import ModelConfig
+from amrs.config.groups import ModelConfig, UtilityConfig, WeightsConfig
 from amrs.env import LUCK, AffectiveSession, AffectiveSessions
 from amrs.listeners import ImaginedListeners
 from amrs.noise import hash_keys
@@ -27,6 +27,7 @@ from amrs.rollout import Feedback, imagine
 from amrs.runs import RunError
 from amrs.splits import TRAIN
 from amrs.stages import world_model
+from amrs.utility import Utility
 from amrs.worlds import Source, open_source, utility_of_means
 
 HORIZON = 4
@@ -199,8 +200,24 @@ def test_reward_on_the_platform_is_the_utility_of_expected_signals(platform: Sou
     _, reward, _, _, info = envs.step(np.arange(6))
     by_hand = 0.5 * info["expected"]["valence"] + 0.5 * np.where(modes >= 0, info["expected"]["arousal"], 0)
     np.testing.assert_allclose(reward, by_hand, rtol=1e-5)
-    half = utility_of_means(utility, {"valence": torch.tensor([0.4])}, torch.tensor([0]))
+    half = utility_of_means(utility, {"valence": torch.tensor([0.4])}, torch.tensor([0]), 0)
     assert half.item() == pytest.approx(0.2)
+
+
+def test_reward_of_a_later_track_counts_what_is_left_of_its_effect(source: Source, platform: Source) -> None:
+    modes = source.data.log.metadata.modes
+    weights = WeightsConfig(valence=1.0, arousal=0.0)
+    config = UtilityConfig(weights=weights, standardise=False)
+    utility = Utility(config, modes, carry={"valence": [0.25, 0.5]})  # the last holds for all after it
+    for world, observation in ((source, "encoded"), (platform, "raw")):
+        envs = AffectiveSessions(world, 4, utility=utility, observation=observation, horizon=HORIZON)
+        envs.reset()
+        here = np.ones(4, bool)
+        for step, carry in enumerate((0.25, 0.5, 0.5)):
+            _, reward, left, over, info = envs.step(np.full(4, step))
+            np.testing.assert_allclose(reward[here], carry * info["expected"]["valence"][here], rtol=1e-5)
+            here &= ~(left | over)
+            assert here.any() or step
 
 
 def test_what_cannot_be_is_refused_in_words(source: Source, platform: Source, tmp_path: Path) -> None:

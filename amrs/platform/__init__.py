@@ -16,8 +16,8 @@ Defaults fixed on 2026-11-22, before any policy was trained on them. What they g
 
     Nested shares of the variance of post-session reports (`benchmarks/calibrate_platform.py`):
                person   state before   mode   choice of tracks   remainder
-    valence      .163           .163   .008               .118        .548
-    arousal      .105           .173   .158               .068        .496
+    valence      .164           .161   .004               .119        .552
+    arousal      .105           .172   .156               .068        .499
     (choice of tracks over seeds 0 to 5 of smaller logs: .107 to .138 and .064 to .079)
 
     Best possible with the true state at a session's start and its tracks: R2 of post-session reports
