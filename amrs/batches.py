@@ -47,6 +47,8 @@ class Batch(NamedTuple):
     """`TARGETS` of the next play, NaN where unknown."""
     report_BL2: Tensor
     """The session's own final report (valence, arousal), at its start token and its last play only."""
+    user_B: Tensor
+    """int64 number of each window's user."""
     normaliser_Z: Tensor
     """Counts of `LABELS` in the whole optimiser step, per process and micro-batch; see `StepBatches`."""
 

@@ -159,6 +159,7 @@ class SessionDataModule(lightning.LightningDataModule):
             step_BL=step_BL,
             target_BLY=flat.target_NY[index_BL].where(valid_BL[..., None], nan),
             report_BL2=flat.report_S2[session_BL].where((valid_BL & edge_BL)[..., None], nan),
+            user_B=flat.user_S[flat.session_N[begin_B]],
             normaliser_Z=torch.ones(len(LABELS)),
         )
 

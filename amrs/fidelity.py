@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from amrs import baselines
-from amrs.batches import windows
+from amrs.batches import Batch, windows
 from amrs.calibration import Judged, Yesno, event_rows, level_rows
 from amrs.data import SessionDataModule
 from amrs.estimators import Fitted
 from amrs.histories import TARGETS
 from amrs.models.world_model import EXTRA, WorldModel
-from amrs.predictions import fit_rows, table
+from amrs.predictions import USUAL, fit_rows, table
 from amrs.report import Row
 from amrs.schema import SIGNALS_ORDER
 from amrs.splits import TEST, VALIDATION
 from amrs.targets import AFFECT, Target, targets, training_mean
+from amrs.track_effects import OTHERS, Usual, other_lists, usual_odds
 
 Known = Literal["forecast", "tracks", "nowcast"]
 Fits = dict[str, dict[str, Fitted]]
@@ -121,6 +122,34 @@ def _plays(
             yield label_T[token_BL[at_BL]], model.predict(batch, at_BL, "track")
 
 
+@torch.inference_mode()
+def predict_usual(model: WorldModel, data: SessionDataModule, row_N: np.ndarray) -> dict[str, Usual]:
+    """Expected reports of sessions `row_N` had they had other lists of as many tracks (`other_lists`)."""
+    signals = [name for name in AFFECT if name in data.log.metadata.signals]
+    odds_MK, flat = usual_odds(data), data.flat
+    found: dict[str, list[Tensor]] = {name: [] for name in signals}
+    for row_B in torch.from_numpy(row_N).split(_BATCH):
+        step_B = flat.length_S[row_B] - 1
+        lists_BCT = other_lists(odds_MK[flat.mode_S[row_B]], row_B, int(step_B.max()) + 1)
+        logged = data.prefix(row_B, step_B, hide_own=True)
+        answers = [_last(model, _replayed(logged, track_BT), "track") for track_BT in lists_BCT.unbind(1)]
+        for name in signals:
+            found[name].append(torch.stack([model.mean(name, answer[name]) for answer in answers], 1))
+    joined = {name: torch.cat(means).double().numpy() for name, means in found.items()}
+    return {name: Usual(x_NC.mean(1), x_NC.var(1, ddof=1) / OTHERS) for name, x_NC in joined.items()}
+
+
+def _replayed(logged: Batch, track_BT: Tensor) -> Batch:
+    """Prefixes up to a session's last track, their own feedback hidden, with other tracks in their place."""
+    own_BL = logged.hidden_BL & (logged.step_BL > 0)
+    other_BL = track_BT.gather(1, (logged.step_BL - 1).clamp(min=0) * own_BL)
+    last_B = logged.valid_BL.sum(1) - 1
+    row_B = torch.arange(len(last_B))
+    next_BL = logged.next_track_BL.clone()
+    next_BL[row_B, last_B] = track_BT[row_B, logged.step_BL[row_B, last_B]]
+    return logged._replace(track_BL=torch.where(own_BL, other_BL, logged.track_BL), next_track_BL=next_BL)
+
+
 def _ask(
     model: WorldModel, data: SessionDataModule, row_B: Tensor, step_B: Tensor, known: Known
 ) -> dict[str, list[Tensor]]:
@@ -130,8 +159,13 @@ def _ask(
         batch, moment = data.prefix(row_B, step_B + 1), "end"
     else:
         batch, moment = data.prefix(row_B, step_B, hide_own=known == "tracks"), "track"
+    return _last(model, batch, moment)
+
+
+def _last(model: WorldModel, batch: Batch, moment: str) -> dict[str, list[Tensor]]:
+    """Answers at each row's last token."""
     last_BL = torch.zeros_like(batch.valid_BL)
-    last_BL[torch.arange(len(row_B)), batch.valid_BL.sum(1) - 1] = True
+    last_BL[torch.arange(len(last_BL)), batch.valid_BL.sum(1) - 1] = True
     return model.predict(batch, last_BL, moment)
 
 
@@ -153,14 +187,14 @@ def fidelity(
     part_S = data.part_S.numpy().astype(np.int8)
     means = training_mean(labels, part_S)
     fits = {known: baselines.fit(data.log, part_S, known, seed, signals=of) for known, of in _ASKED.items()}
+    asked = held_out_labels(labels, part_S, part)
+    usual = usual_columns(model, data, asked)
     rows, tables = [], []
-    for signal, label in labels.items():
-        test_N = part_S[label.row] == part
-        if not test_N.any():
-            continue
-        held_out = kept(label, test_N)
+    for signal, held_out in asked.items():
+        label, test_N = labels[signal], part_S[labels[signal].row] == part
         predicted = predict(model, data, signal, held_out)
         columns = {"world_model": predicted.mean_N} | _at_moments(model, data, signal, held_out)
+        columns |= usual.get(signal, {})
         if signal in AFFECT:
             columns["track_blind"] = columns["world_model@forecast"]
         columns |= {name: value[test_N] for name, value in _baselines(fits, signal).items()}
@@ -192,6 +226,21 @@ def _at_moments(
     """Expectations of an affect report before its session's tracks are known, and after them all."""
     moments: tuple[Known, ...] = ("forecast", "nowcast") if signal in AFFECT else ()
     return {f"{subject}@{known}": predict(model, data, signal, label, known).mean_N for known in moments}
+
+
+def usual_columns(
+    model: WorldModel, data: SessionDataModule, labels: dict[str, Target]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Columns `USUAL` of each signal of affect; histories are read once for both."""
+    reports = {name: label.row for name, label in labels.items() if name in AFFECT}
+    if not reports:
+        return {}
+    row_N = np.unique(np.concatenate(list(reports.values())))
+    found = predict_usual(model, data, row_N)
+    return {
+        name: dict(zip(USUAL, (x_N[np.searchsorted(row_N, row)] for x_N in found[name]), strict=True))
+        for name, row in reports.items()
+    }
 
 
 def _baselines(fits: dict[Known, Fits], signal: str) -> dict[str, np.ndarray]:
@@ -234,6 +283,12 @@ def events(data: SessionDataModule) -> dict[str, Target]:
     return found
 
 
+def held_out_labels(labels: dict[str, Target], part_S: np.ndarray, part: int) -> dict[str, Target]:
+    """Labels of a part's users, of the signals of which it has any."""
+    found = {name: kept(label, part_S[label.row] == part) for name, label in labels.items()}
+    return {name: label for name, label in found.items() if len(label.row)}
+
+
 def model_table(
     subject: str, model: WorldModel, data: SessionDataModule, part: int = TEST, log: str = "",
     signals: Sequence[str] = SIGNALS_ORDER,
@@ -241,12 +296,9 @@ def model_table(
     """Predictions of one world model for `part`'s users, under the name `subject`."""
     labels = targets(data.log)
     part_S = data.part_S.numpy().astype(np.int8)
-    means = training_mean(labels, part_S)
-    tables = []
-    for signal, label in labels.items():
-        test_N = part_S[label.row] == part
-        if test_N.any() and signal in signals:
-            held_out = kept(label, test_N)
+    means, tables = training_mean(labels, part_S), []
+    for signal, held_out in held_out_labels(labels, part_S, part).items():
+        if signal in signals:
             columns = {subject: predict(model, data, signal, held_out).mean_N}
             columns |= _at_moments(model, data, signal, held_out, subject)
             tables.append(table(signal, held_out, means[signal], columns, data.log.metadata, log))

@@ -1,8 +1,10 @@
-"""What the ensemble does not know: where its members disagree.
+"""What the ensemble does not know: where its members disagree, and how little is known of a listener.
 
-By the law of total variance over members, the variance of the ensemble's prediction is noise (the mean of
-the members' variances, which no data removes) plus ignorance (the variance of the members' means, which
-more listeners would remove; Lakshminarayanan et al. 2017, Kendall and Gal 2017).
+By the law of total variance over members, the variance of the ensemble's prediction is the mean of the
+members' variances plus the variance of their means. The second part more listeners would remove
+(Lakshminarayanan et al. 2017, Kendall and Gal 2017). The first is noise, but of reports not all of it: a
+listener who did not report before the session is harder to predict than one who did. What a report's variance
+has above the least that anybody's has, knowing that listener better would remove; it is ignorance too.
 Shape suffixes: M members, N predictions, B sessions, C lists or candidates, T tracks of a list, E embedding.
 """
 
@@ -18,8 +20,9 @@ from amrs.data import SessionDataModule
 from amrs.listeners import HistoryReader
 from amrs.metrics.fidelity import Floats, Ints
 from amrs.models.world_model import WorldModel
-from amrs.signals import Kind
 
+LEAST = 0.05
+"""Share of predictions with less variance than a report's noise is taken to have."""
 WORST = 0.1
 """Share of predictions whose error counts as bad."""
 
@@ -31,18 +34,21 @@ class Split(NamedTuple):
     ignorance: Tensor
 
 
-def split_variance(means: Tensor, variances: Tensor) -> Split:
+def split_variance(means: Tensor, variances: Tensor, floor: float = torch.inf) -> Split:
     """Noise and ignorance from each member's mean and variance, members first: (M, ...) to (...).
 
-    They sum to the variance of the equal mixture of the members.
+    They sum to the variance of the equal mixture of the members. Variance above `floor` (`least_noise`) is
+    ignorance of the listener.
     """
-    return Split(variances.mean(0), means.var(0, unbiased=False))
+    noise = variances.mean(0)
+    unknown = (noise - floor).clamp(min=0)
+    return Split(noise - unknown, means.var(0, unbiased=False) + unknown)
 
 
-def ensemble_split(kind: Kind, params: Sequence[Tensor]) -> Split:
-    """Noise and ignorance of a signal from the head parameters of every member."""
-    means = torch.stack([kind.mean(p) for p in params])
-    return split_variance(means, torch.stack([kind.variance(p) for p in params]))
+def least_noise(variances: Tensor) -> float:
+    """The noise of a report as such: what hardly any prediction of those given falls below (their 5 %
+    quantile). Not for behaviour, whose noise differs between listeners by nature."""
+    return float(np.quantile(variances.mean(0).numpy(), LEAST))
 
 
 def disagreement(means: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -52,11 +58,11 @@ def disagreement(means: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def list_means(
+def list_moments(
     model: WorldModel, data: SessionDataModule, row_B: Tensor, track_BT: Tensor, signals: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Each member's expectation (M, B) after the last of `track_BT` in sessions `row_B`, no feedback known:
-    the report if the session ended there, and the feedback to that track."""
+    """Each member's mean and variance (2, M, B) after the last of `track_BT` in sessions `row_B`, no feedback
+    known: of the report if the session ended there, and of the feedback to that track."""
     found: dict[str, list[Tensor]] = {}
     for member in model.eval().ensemble:
         mind = (reader := HistoryReader(member.encoder, data, track_BT.shape[1])).start(row_B)
@@ -64,8 +70,11 @@ def list_means(
             mind = reader.append_unheard(mind, track_BT[:, t])
         params = member.answer(mind.h_BD, member.candidates(track_BT[:, -1]))
         for name in signals:
-            found.setdefault(name, []).append(member.kinds[name].mean(params[name]))
-    return {name: torch.stack(means) for name, means in found.items()}
+            kind = member.kinds[name]
+            found.setdefault(name, []).append(
+                torch.stack([kind.mean(params[name]), kind.variance(params[name])])
+            )
+    return {name: torch.stack(moments, 1) for name, moments in found.items()}
 
 
 @torch.inference_mode()

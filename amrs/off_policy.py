@@ -14,26 +14,23 @@ Every estimator is a ratio of sums over users, so `columns` (S, 2) hold (above, 
 Shape suffixes: S sessions, T plays, U users, C columns of sums, N tracks asked about.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import stats
 from torch import Tensor
 
 from amrs.config.stages import OffPolicyConfig
 from amrs.data import SessionDataModule
-from amrs.metrics import Estimate, mean_of, user_sums
+from amrs.metrics import Estimate, mean_of, studentised, user_sums
 from amrs.metrics.fidelity import Floats
 from amrs.models.world_model import WorldModel
 from amrs.propensities import Asked, LoggedPlays, ask, expected, logged_plays
 from amrs.report import Row
 from amrs.rollout import Policy
-
-Statistic = Callable[[Floats], Floats]
 
 
 def importance_weights(log_ratio_ST: npt.ArrayLike, clip: float | None = None) -> Floats:
@@ -104,33 +101,6 @@ def ratio(sums: Floats) -> Floats:
 def gain(sums: Floats) -> Floats:
     """Difference of two policies' values from [..., (above, below) of each]."""
     return mean_of(sums[..., :2]) - mean_of(sums[..., 2:])
-
-
-def pseudo_values(sums_UC: npt.ArrayLike, statistic: Statistic) -> Floats:
-    """Jackknife pseudo-values by user, (U,): U theta - (U - 1) theta without the user (Tukey 1958).
-
-    For a ratio, or a difference of ratios, they behave as independent observations of it.
-    """
-    sums_UC = np.asarray(sums_UC, dtype=np.float64)
-    users, total_C = len(sums_UC), sums_UC.sum(0)
-    value_U: Floats = users * statistic(total_C) - (users - 1) * statistic(total_C - sums_UC)
-    return value_U
-
-
-def studentised(
-    sums_UC: npt.ArrayLike, statistic: Statistic, size: float, n: int, level: float = 0.95
-) -> Estimate:
-    """`statistic` of the users' sums (U, C) with its interval: jackknife by user, t with `size` - 1 degrees.
-
-    `size` is the effective number of users. Percentile bootstrap covers too seldom here: a few users carry
-    the weights, and a draw without them looks certain (study `off_policy` shows both).
-    """
-    pseudo_U = pseudo_values(sums_UC, statistic)
-    value = float(statistic(np.asarray(sums_UC, dtype=np.float64).sum(0)))
-    if len(pseudo_U) < 2 or size <= 1 or not np.isfinite(pseudo_U).all():
-        return Estimate(value, None, None, n)
-    half = stats.t.ppf((1 + level) / 2, size - 1) * float(pseudo_U.std(ddof=1)) / len(pseudo_U) ** 0.5
-    return Estimate(value, value - half, value + half, n)
 
 
 class Support(NamedTuple):

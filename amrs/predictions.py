@@ -20,10 +20,12 @@ from amrs import metrics
 from amrs.report import Row
 from amrs.schema import Metadata
 from amrs.targets import AFFECT, Floats, Target
-from amrs.track_effects import partial_r2, uplift_slope
+from amrs.track_effects import Usual, partial_r2, uplift_slope
 
 FILE = "predictions.parquet"
 KEYS = ("signal", "log", "user", "row", "step", "mode", "cohort", "value", "train_mean")
+USUAL = ("usual", "usual_variance")
+"""What the world model predicts of a report had the tracks been others: see `track_effects.Usual`."""
 _AUROC_DRAWS = 200
 
 
@@ -85,7 +87,7 @@ def fit_rows(frame: pd.DataFrame, draws: int, seed: int, split: int | str = "mea
 
 def predictors(frame: pd.DataFrame) -> list[str]:
     """The columns that are predictions."""
-    return [name for name in frame.columns if name not in (*KEYS, "part")]
+    return [name for name in frame.columns if name not in (*KEYS, *USUAL, "part")]
 
 
 def _users(frame: pd.DataFrame) -> np.ndarray:
@@ -140,11 +142,12 @@ def _track_rows(signal: str, frame: pd.DataFrame, user_N: np.ndarray, draws: int
             continue
         given_N = frame[name].to_numpy(np.float64)
         keep_N = ~np.isnan(given_N)
-        parts = (y_N[keep_N], given_N[keep_N], blind_N[keep_N], user_N[keep_N], draws, seed)
-        estimate = partial_r2(*parts)._replace(n=n)
+        kept = (y_N[keep_N], given_N[keep_N])
+        estimate = partial_r2(*kept, blind_N[keep_N], user_N[keep_N], draws, seed)._replace(n=n)
         found.append(Row("fidelity", name, signal, "partial_r2", "mean", "all", *estimate, "fraction"))
-        if name == "world_model":
-            slope = uplift_slope(*parts)._replace(n=n)
+        if name == "world_model" and set(USUAL) <= set(frame):
+            usual = Usual(*(frame[column].to_numpy(np.float64)[keep_N] for column in USUAL))
+            slope = uplift_slope(*kept, usual, user_N[keep_N])._replace(n=n)
             unit = "residual per predicted"
             found.append(Row("fidelity", name, signal, "uplift_slope", "mean", "all", *slope, unit))
     return found

@@ -191,7 +191,8 @@ def _batch(flat: FlatLog, window: int) -> Batch:
         counts_BL=nothing_1L, next_track_BL=torch.full_like(track_1L, -1),
         mode_BL=flat.mode_S[session_L][None], step_BL=flat.step_N[last][None],
         target_BLY=torch.full((*track_1L.shape, len(TARGETS)), torch.nan),
-        report_BL2=torch.full((*track_1L.shape, 2), torch.nan), normaliser_Z=torch.ones(len(LABELS)),
+        report_BL2=torch.full((*track_1L.shape, 2), torch.nan), user_B=flat.user_S[session_L[:1]],
+        normaliser_Z=torch.ones(len(LABELS)),
     )  # fmt: skip
 
 

@@ -93,18 +93,19 @@ class Bounded:
 
     @property
     def moves(self) -> int:
-        """Where its components lie, and which of them weigh."""
-        return 2
+        """Where its components lie, which of them weigh, and how wide they are."""
+        return 3
 
     def moved(self, params: Tensor, shift: Tensor) -> Tensor:
-        """All locations moved, in scale points, and the weights tilted towards 1, in logits.
+        """All locations moved, in scale points; the weights tilted towards 1, in logits; raw scales moved.
 
-        Moving alone could not say that a skip is less likely: plays are whole or far from it.
+        Moving alone could not say that a skip is less likely, as plays are whole or far from it; nor that
+        less is known of a listener who did not report before the session.
         """
         logit, location, raw = self._split(params)
-        by, tilt = shift[..., None].unbind(-2)
+        by, tilt, wider = shift[..., None].unbind(-2)
         rank = torch.arange(logit.shape[-1], device=params.device) - (logit.shape[-1] - 1) / 2
-        return torch.cat([logit + tilt * rank, location + by, raw], -1)
+        return torch.cat([logit + tilt * rank, location + by, raw + wider], -1)
 
     def _split(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logit, location, raw = params.split([self.components + 2, self.components, self.components], -1)

@@ -36,7 +36,7 @@ from amrs.splits import TRAIN
 BEST, LAST, _ASIDE = "best.ckpt", "last.ckpt", "metrics.before.csv"
 _LINEAR_DECAY = 0.05
 """Most decoupled weight decay of the linear parts of a model."""
-_LINEAR_STEP = 3.0
+_LINEAR_STEP = 0.3
 """Their learning rate over that of the rest."""
 _SHORTEST = 5
 """Fewest optimiser steps between validations."""
@@ -277,8 +277,7 @@ def log_once(run: Run, folder: Path, values: dict[str, float]) -> None:
 def linear_schedule(module: nn.Module, section: Any, max_steps: int) -> dict[str, Any]:
     """AdamW with a one-cycle schedule (Smith 2018), stepped with the optimiser.
 
-    The parts of a linear model (named *_linear) have few weights, which may have to grow large: they decay
-    little and step farther.
+    The parts of a linear model (named *_linear) were fitted before (`linear_start`), so they move little.
     """
     linear = [p for name, p in module.named_parameters() if "_linear." in name]
     rest = [p for name, p in module.named_parameters() if "_linear." not in name]

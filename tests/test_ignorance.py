@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from amrs.config.groups import ModelConfig
-from amrs.ignorance import caught, caught_interval, disagreement, ensemble_split, split_variance
+from amrs.ignorance import caught, caught_interval, disagreement, least_noise, split_variance
 from amrs.models.world_model import WorldModelMember
 from amrs.signals import Binary, Bounded
 
@@ -24,9 +24,20 @@ def test_split_equals_the_variance_of_draws(kind: Bounded | Binary) -> None:
     params = [kind.initial() + 0.5 * torch.randn(kind.size) for _ in range(3)]
     u_N = (torch.arange(60_000) + 0.5) / 60_000
     drawn = torch.cat([kind.sample(p.expand(len(u_N), -1), u_N) for p in params])
-    noise, ignorance = ensemble_split(kind, params)
+    means = torch.stack([kind.mean(p) for p in params])
+    noise, ignorance = split_variance(means, torch.stack([kind.variance(p) for p in params]))
     assert ignorance > 0
     assert (noise + ignorance).item() == pytest.approx(drawn.var().item(), abs=1e-4)
+
+
+def test_variance_above_that_of_reports_as_such_is_ignorance_of_the_listener() -> None:
+    # two members agree about three listeners; the variances' 5 % quantile lies a tenth of the way up
+    variances = torch.tensor([[0.01, 0.02, 0.05], [0.01, 0.02, 0.05]])
+    floor = least_noise(variances)
+    assert floor == pytest.approx(0.011)
+    noise, ignorance = split_variance(torch.full((2, 3), 0.4), variances, floor)
+    assert noise.tolist() == pytest.approx([0.01, 0.011, 0.011])
+    assert ignorance.tolist() == pytest.approx([0, 0.009, 0.039])
 
 
 def test_one_member_cannot_disagree() -> None:

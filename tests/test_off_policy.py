@@ -15,6 +15,7 @@ from tiny_logs import world_model
 from amrs.config.data import SplitConfig
 from amrs.config.stages import OffPolicyConfig
 from amrs.data import SessionDataModule
+from amrs.metrics import studentised
 from amrs.off_policy import (
     Support,
     doubly_robust,
@@ -25,7 +26,6 @@ from amrs.off_policy import (
     per_decision,
     ratio,
     snips,
-    studentised,
     support,
 )
 from amrs.platform import load_truth

@@ -79,11 +79,11 @@ def test_atoms_by_hand() -> None:
     assert kind.distance(p, 0.0).item() == pytest.approx(0.625)
 
 
-def test_a_move_adds_to_locations_and_tilts_towards_1() -> None:
+def test_a_move_adds_to_locations_and_scales_and_tilts_towards_1() -> None:
     """Three logits tilted by .7: -.7, 0, +.7."""
     p = torch.tensor([[0.1, 0.2, 0.3, 0.5, -1.0]])
-    found = Bounded(1).moved(p, torch.tensor([[0.25, 0.7]]))
-    torch.testing.assert_close(found, torch.tensor([[-0.6, 0.2, 1.0, 0.75, -1.0]]))
+    found = Bounded(1).moved(p, torch.tensor([[0.25, 0.7, 0.1]]))
+    torch.testing.assert_close(found, torch.tensor([[-0.6, 0.2, 1.0, 0.75, -0.9]]))
 
 
 def test_gradients_are_finite_far_from_the_target() -> None:

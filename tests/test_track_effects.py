@@ -6,18 +6,56 @@ import torch
 from test_fidelity import held_out, opened
 from test_stages import Done
 
-from amrs.fidelity import predict
-from amrs.track_effects import given_list, likely_lists, partial_r2, uplift_slope
+from amrs.fidelity import _replayed, predict, predict_usual
+from amrs.histories import played_before
+from amrs.track_effects import (
+    Usual,
+    given_list,
+    likely_lists,
+    other_lists,
+    partial_r2,
+    uplift_slope,
+    usual_odds,
+)
 
 USER = np.array([0, 0, 1, 1])
 
 
 def test_uplift_slope_by_hand() -> None:
-    blind = np.array([0.5, 0.5, 0.4, 0.4])
+    usual = Usual(np.array([0.5, 0.5, 0.4, 0.4]), np.zeros(4))
     effect = np.array([-0.1, 0.1, -0.1, 0.1])
     noise = np.array([0.03, 0.03, 0.03, 0.03])  # an intercept takes it up
-    estimate = uplift_slope(blind + 0.7 * effect + noise, blind + effect, blind, USER, 100, 0)
+    estimate = uplift_slope(usual.mean_N + 0.7 * effect + noise, usual.mean_N + effect, usual, USER)
     assert estimate.value == pytest.approx(0.7) and estimate.n == 4
+
+
+def test_luck_of_the_other_lists_does_not_pull_the_slope_to_one() -> None:
+    """Predicted effects of spread .02, true ones half of them, against means of eight lists: 5 / 9 by plain
+    least squares, as the eighth that both sides share has slope 1."""
+    random, n = np.random.default_rng(0), 40_000
+    person = 0.5 + 0.1 * random.standard_normal(n)
+    own, lists = 0.02 * random.standard_normal(n), 0.02 * random.standard_normal((n, 8))
+    usual = Usual(person + lists.mean(1), lists.var(1, ddof=1) / 8)
+    reports = person + 0.5 * own + 0.05 * random.standard_normal(n)
+    plain = uplift_slope(reports, person + own, usual._replace(variance_N=np.zeros(n)), np.arange(n))
+    found = uplift_slope(reports, person + own, usual, np.arange(n))
+    assert plain.value == pytest.approx(5 / 9, abs=0.03)
+    assert found.value == pytest.approx(0.5, abs=0.03)
+    assert found.low is not None and found.high is not None and found.low < 0.5 < found.high
+
+
+def test_uneven_listeners_are_worth_fewer() -> None:
+    """Listeners whose tracks hardly differ do not make the interval much narrower."""
+    random = np.random.default_rng(1)
+    user, effect = np.repeat(np.arange(12), 5), 0.02 * random.standard_normal(60)
+    effect[user > 3] *= 0.01
+    usual = Usual(np.full(60, 0.5), np.zeros(60))
+    reports = 0.5 + effect + 0.02 * random.standard_normal(60)
+    uneven = uplift_slope(reports, 0.5 + effect, usual, user)
+    few = [x[user <= 3] for x in (reports, 0.5 + effect, usual.mean_N, usual.variance_N, user)]
+    alone = uplift_slope(few[0], few[1], Usual(few[2], few[3]), few[4])
+    assert None not in (uneven.low, uneven.high, alone.low, alone.high)
+    assert uneven.high - uneven.low > 0.5 * (alone.high - alone.low)  # type: ignore[operator]
 
 
 def test_partial_r2_by_hand() -> None:
@@ -51,3 +89,46 @@ def test_a_list_given_is_predicted_as_the_logged_list_is(evaluated: Done) -> Non
         compared += 1
         assert given_list(model, data, row, tracks)["valence"].item() == pytest.approx(expected[n], abs=1e-4)
     assert compared >= 3
+
+
+def test_other_lists_are_of_the_mode_and_as_often_as_played(evaluated: Done) -> None:
+    data, _ = opened(evaluated[0])
+    odds, row = usual_odds(data), torch.arange(200)
+    assert torch.equal(odds.isfinite(), data.rules().mode_MK)
+    mode, counts = int(data.flat.mode_S[0]), data.part_S[data.flat.session_N] == 0
+    mine = counts & (data.flat.mode_S[data.flat.session_N] == mode) & (data.flat.track_N >= 0)
+    plays = torch.bincount(data.flat.track_N[mine], minlength=data.tracks)
+    share = odds[mode].softmax(0)
+    torch.testing.assert_close(share, plays / plays.sum(), atol=1e-6, rtol=1e-3)
+    lists = other_lists(odds[data.flat.mode_S[row]], row, 5)
+    assert lists.shape == (200, 8, 5)
+    assert data.rules().mode_MK[data.flat.mode_S[row][:, None, None], lists].all()
+    assert torch.equal(other_lists(odds[data.flat.mode_S[row]], row, 3), lists[..., :3])
+    assert (
+        other_lists(torch.zeros(1, 2), row[:1], 5).tolist()[0][0][:2]
+        == other_lists(torch.zeros(1, 2), row[:1], 5).tolist()[0][0][2:4]
+    )
+
+
+def test_the_own_list_in_its_own_place_changes_nothing(evaluated: Done) -> None:
+    """A session's logged tracks put in its place give its own prediction; other lists are predicted as
+    `given_list` predicts them."""
+    data, model = opened(evaluated[0])
+    label = held_out(data, "valence", 12)
+    row, step = torch.from_numpy(label.row), torch.from_numpy(label.step)
+    batch = data.prefix(row, step, hide_own=True)
+    own = played_before(data.flat, row, step + 1)
+    again = _replayed(batch, own)
+    assert torch.equal(again.track_BL, batch.track_BL)
+    assert torch.equal(again.next_track_BL[batch.step_BL >= 0], batch.next_track_BL[batch.step_BL >= 0])
+    usual = predict_usual(model, data, label.row)["valence"]
+    lists = other_lists(usual_odds(data)[data.flat.mode_S[row]], row, int(step.max()) + 1)
+    short = int((data.flat.first_S[row] - data.flat.user_first_U[data.flat.user_S[row]]).argmin())
+    length = int(step[short]) + 1
+    slow = [
+        given_list(model, data, row[short : short + 1], lists[short : short + 1, c, :length])
+        for c in range(8)
+    ]
+    means = torch.stack([found["valence"] for found in slow])
+    assert usual.mean_N[short] == pytest.approx(means.mean().item(), abs=1e-4)
+    assert usual.variance_N[short] == pytest.approx(means.var().item() / 8, rel=0.02, abs=1e-9)

@@ -11,20 +11,24 @@ from amrs.metrics.fidelity import auroc, coverage, crps, interval_from_cdf, mae,
 from amrs.metrics.gains import gain_rows, logged_share
 from amrs.metrics.intervals import (
     Estimate,
+    Statistic,
     auroc_interval,
     mae_interval,
     mean_interval,
     mean_of,
+    pseudo_values,
     r2_interval,
     r2_of,
     resampled_users,
+    studentised,
     user_bootstrap,
     user_sums,
 )
 
 __all__ = [
-    "DIVERSITY", "Estimate", "Lists", "auroc", "auroc_interval", "coverage", "crps", "ece", "equal_lengths",
-    "gain_rows", "interval_from_cdf", "ks_uniform", "levels", "logged_share", "mae", "mae_interval", "mapped",
-    "mean_interval", "mean_of", "pit", "quantile_map", "r2", "r2_interval", "r2_of", "reliability",
-    "resampled_users", "unit", "user_bootstrap", "user_sums", "within_person_sd",
+    "DIVERSITY", "Estimate", "Lists", "Statistic", "auroc", "auroc_interval", "coverage", "crps", "ece",
+    "equal_lengths", "gain_rows", "interval_from_cdf", "ks_uniform", "levels", "logged_share", "mae",
+    "mae_interval", "mapped", "mean_interval", "mean_of", "pit", "pseudo_values", "quantile_map", "r2",
+    "r2_interval", "r2_of", "reliability", "resampled_users", "studentised", "unit", "user_bootstrap",
+    "user_sums", "within_person_sd",
 ]  # fmt: skip

@@ -201,6 +201,14 @@ class HistoryEncoder(nn.Module):
                  play_BL1, summary.taste_BLTE.flatten(-2)]  # fmt: skip
         return torch.cat(parts, -1)
 
+    def observed(self, batch: Batch, wanted_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """The tastes (M, T, E) and the linear model's features at the tokens where `wanted_BL` is True: the
+        parts of `at` that no weight has touched."""
+        size, packed = self.embedding_KE.shape[1], Packed.of(wanted_BL)
+        sums = running_sums(self.summands(batch.track_BL, batch.feedback_BL4), batch.step_BL, size)
+        summary = summarise(packed.take(sums[0]), packed.take(sums[1]), size)
+        return summary.taste_BLTE, self.known(packed.take(batch.static_BLF), summary)
+
     def _read(
         self, batch: Batch, read_BL: Tensor, cell_M: Tensor
     ) -> tuple[Tensor, list[Tensor], list[Tensor], tuple[Tensor, Tensor]]:

@@ -99,13 +99,39 @@ class WorldModelMember(nn.Module):
         embedding = self.encoder.embedding_KE
         return self.unseen(embedding if track is None else embedding[track])
 
+    def linear_features(self, batch: Batch, asked_BL: Tensor, of_track: bool) -> Tensor:
+        """What the linear part sees (N, F) where `asked_BL` is True: of the track played next, or of a moment
+        without one. In the order of its layers: known, session, near."""
+        taste_NTE, known = self.encoder.observed(batch, asked_BL)
+        session_NE, near_NT = taste_NTE[:, SESSION], torch.zeros(len(known), len(TASTES))
+        if of_track:
+            embedding_NE = self._shown(self.encoder.embedding_KE[batch.next_track_BL[asked_BL]])
+            session_NE = session_NE + SHARE * embedding_NE
+            near_NT = (taste_NTE * embedding_NE[:, None, :]).sum(-1) * self.near_scale_T
+        return torch.cat([known, session_NE, near_NT], -1)
+
+    @torch.no_grad()
+    def start_linear(self, name: str, bias_P: Tensor, weight_XF: Tensor) -> None:
+        """Set what the head says of a signal where all else is 0, and the linear part's moves of it."""
+        sizes, moves = [k.size for k in self.kinds.values()], [k.moves for k in self.kinds.values()]
+        place = list(self.kinds).index(name)
+        self.head.bias.split(sizes)[place].copy_(bias_P)
+        layers = (self.known_linear, self.session_linear, self.near_linear)
+        parts = weight_XF.split([layer.in_features for layer in layers], 1)
+        for layer, part in zip(layers, parts, strict=True):
+            layer.weight.split(moves)[place].copy_(part)
+
     def unseen(self, chosen: Tensor) -> Candidates:
         """The same for any embeddings (..., E), centred and scaled as `encoder.embedding_KE` is."""
-        if "track_embeddings" in self.encoder.without:
-            chosen = torch.zeros_like(chosen)
+        chosen = self._shown(chosen)
         content = self.track(chosen)
         shift = self.session_linear(chosen)
         return Candidates(self.track_joined(content), self.track_affinity(content), shift, chosen)
+
+    def _shown(self, embedding: Tensor) -> Tensor:
+        """A candidate's embedding; zeros for a model that may not read it."""
+        blind = "track_embeddings" in self.encoder.without
+        return torch.zeros_like(embedding) if blind else embedding
 
     def _parts(self, h_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The transformer's channels, the tastes (N, T, E) and the linear model's features."""
@@ -160,16 +186,20 @@ class WorldModelMember(nn.Module):
         return self._split(self.history_joined(own) + self.moment[int(ended)], shift)
 
 
-def masked_sums(member: WorldModelMember, batch: Batch) -> Tensor:
+def masked_sums(member: WorldModelMember, batch: Batch, times_B: Tensor | None = None) -> Tensor:
     """Summed negative log-likelihood of each of `LABELS` over the batch's counted labels, as (Z,).
 
-    Sums, not means: the caller divides by counts over the whole optimiser step.
+    Sums, not means: the caller divides by counts over the whole optimiser step. Windows count `times_B` times
+    (1 if None).
     """
+    times_B = torch.ones(len(batch.track_BL), device=batch.track_BL.device) if times_B is None else times_B
+    times_BL = times_B[:, None].expand(batch.track_BL.shape)
     asked_BL = batch.counts_BL & (batch.next_track_BL >= 0)
     reported_BL = batch.counts_BL & ~batch.report_BL2.isnan().all(-1)
     wanted_BL = rounded(asked_BL | reported_BL)
     h_ND = member.encoder.at(batch, wanted_BL)
     sums = torch.zeros(len(LABELS), device=h_ND.device)
+    times_N = times_BL[wanted_BL]
     target_NY = batch.target_BLY[wanted_BL].masked_fill(~asked_BL[wanted_BL][:, None], torch.nan)
     params = member.answer(h_ND, member.candidates(batch.next_track_BL[wanted_BL].clamp(min=0)))
     parts = []
@@ -177,16 +207,16 @@ def masked_sums(member: WorldModelMember, batch: Batch) -> Tensor:
         if name in params:
             known_N = ~target_NY[:, column].isnan()
             loss_N = member.kinds[name].nll(params[name][known_N], target_NY[known_N, column])
-            parts.append((column, loss_N.sum()))
+            parts.append((column, (loss_N * times_N[known_N]).sum()))
     for ended, offset in ((False, LABELS.index("start_valence")), (True, LABELS.index("end_valence"))):
         moment_BL = reported_BL & ((batch.step_BL > 0) == ended)
         params = member.at_moment(h_ND[moment_BL[wanted_BL]], ended)
-        report_N2 = batch.report_BL2[moment_BL]
+        report_N2, times_N = batch.report_BL2[moment_BL], times_BL[moment_BL]
         for column, name in enumerate(("valence", "arousal")):
             if name in params:
                 known_N = ~report_N2[:, column].isnan()
                 loss_N = member.kinds[name].nll(params[name][known_N], report_N2[known_N, column])
-                parts.append((offset + column, loss_N.sum()))
+                parts.append((offset + column, (loss_N * times_N[known_N]).sum()))
     index = torch.tensor([column for column, _ in parts], device=sums.device)
     return sums.index_put((index,), torch.stack([loss for _, loss in parts]))
 

@@ -9,17 +9,19 @@ import lightning
 import torch
 from torch import Tensor
 
+from amrs.bags import Bags
 from amrs.batches import LABELS, Batch
 from amrs.config.graph import Config
 from amrs.config.groups import ModelConfig
 from amrs.data import SessionDataModule
 from amrs.histories import BLIND_TO, static_names
+from amrs.linear_start import start_linear
 from amrs.models.world_model import WorldModel, masked_sums
 from amrs.runs import Run, read_config
 from amrs.sharding import ShardedModule
 from amrs.splits import TRAIN, withheld_artists
 from amrs.stages.prepare import open_data
-from amrs.training import RatioOfSums, fit, linear_schedule, load_weights
+from amrs.training import LAST, RatioOfSums, fit, linear_schedule, load_weights
 
 _WEIGHT = {"start_valence": 0.5, "start_arousal": 0.5, "end_valence": 0.5, "end_arousal": 0.5, "play": 0.0}
 """Weights of labels in the loss; 1 where not named."""
@@ -37,10 +39,13 @@ class WorldModelTraining(ShardedModule):
         self.weights = label_weights(config.world_model.only)
         self.register_buffer("weight_Z", torch.tensor([self.weights[z] for z in LABELS]), persistent=False)
         self.validation = RatioOfSums(LABELS)
+        self.bags = Bags(config.seed, len(model.ensemble))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One micro-batch; sums are divided by the label counts of the whole optimiser step."""
-        sums_MZ = torch.stack([masked_sums(member, batch) for member in self.model.ensemble])
+        times = (self.bags.times(m, batch.user_B) for m in range(len(self.model.ensemble)))
+        pairs = zip(self.model.ensemble, times, strict=True)
+        sums_MZ = torch.stack([masked_sums(member, batch, times_B) for member, times_B in pairs])
         loss = (sums_MZ * self.weight_Z / batch.normaliser_Z).sum()
         self.log("train/loss", loss.detach() / len(sums_MZ), batch_size=len(batch.track_BL), sync_dist=True)
         return loss
@@ -109,6 +114,9 @@ def run(run: Run, folder: Path) -> None:
     model = build(section.members, section.components, config.model, data, section.without)
     for member in model.ensemble:
         member.encoder.fit_statistics(data.flat.static_SF[data.rows(TRAIN)])
+    if not (folder / "checkpoints" / LAST).exists():
+        bags = Bags(config.seed, section.members)
+        start_linear(model, data, label_weights(section.only), bags, config.seed)
     fit(run, folder, WorldModelTraining(model, config), data, section, section.validate_every)
 
 

@@ -3,8 +3,8 @@
 On logs only the uplift slope is known: held-out reports' residual regressed on the predicted track effect. On
 small worlds the truth is known too, so its interval from a few listeners is held against two true slopes, of
 the other test listeners: of the true effect of the tracks that were played (the oracle's expectation with
-them, less its mean over lists that production would have played then), and of the same regression without
-sampling error.
+them, less its mean over the lists that the predicted effect is counted from), and of the same regression
+without sampling error.
 Shape suffixes: N labels, B sessions, C lists of tracks, T tracks of a list, W worlds.
 """
 
@@ -14,28 +14,38 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from amrs.config.data import SplitConfig
 from amrs.config.graph import Config
 from amrs.data import SessionDataModule
-from amrs.fidelity import model_table
+from amrs.fidelity import held_out_labels, predict, usual_columns
 from amrs.histories import played_before
-from amrs.noise import hash_keys
-from amrs.outcomes import LUCK, choose_sessions
+from amrs.outcomes import choose_sessions
 from amrs.platform import Platform, load_truth
 from amrs.report import Row
 from amrs.runs import Run, RunError
+from amrs.splits import TEST as TEST_PART
 from amrs.stages import world_model
 from amrs.stages.prepare import open_data
-from amrs.targets import AFFECT, Floats
-from amrs.track_effects import DRAWS, LISTS, likely_lists, slope_of, true_effect_rows, uplift_slope
+from amrs.targets import AFFECT, targets
+from amrs.track_effects import (
+    DRAWS,
+    LISTS,
+    Usual,
+    likely_lists,
+    other_lists,
+    slope_columns,
+    slope_of,
+    true_effect_rows,
+    uplift_slope,
+    usual_odds,
+)
 
-USERS, TRACKS, ARTISTS = 300, 300, 40
-"""Size of a small world: 60 users train, 15 validate, 225 test."""
-VALIDATION, TEST = 0.05, 0.75
+USERS, TRACKS, ARTISTS = 200, 300, 40
+"""Size of a small world: 60 users train, 20 validate, 120 test."""
+VALIDATION, TEST = 0.1, 0.6
 MEASURED = 30
 """Test users whose reports give a world's uplift slope; the others give the truth."""
 _Z = 1.959964
@@ -83,7 +93,7 @@ def rows(run: Run) -> list[Row]:
     """Coverage of the uplift slope over small worlds; true effects per number of training users."""
     section, seed = run.config.evaluate, run.config.seed
     found: list[Row] = []
-    worlds = [slopes(run.parents[f"world_{k}"], section.bootstrap, seed) for k in range(section.worlds)]
+    worlds = [slopes(run.parents[f"world_{k}"], seed) for k in range(section.worlds)]
     for signal in AFFECT:
         found += coverage_rows(signal, [world[signal] for world in worlds if signal in world])
     for users in section.curve:
@@ -100,36 +110,31 @@ def rows(run: Run) -> list[Row]:
     return found
 
 
-def slopes(part: Run, draws: int, seed: int) -> dict[str, Slopes]:
+def slopes(part: Run, seed: int) -> dict[str, Slopes]:
     """The uplift slope of one small world by signal, its interval, and the two true slopes."""
     data, platform = open_data(part), _truth(part)
-    frame = model_table("world_model", world_model.load(part.folder, data), data, signals=AFFECT)
-    user_U = np.random.default_rng(seed).permutation(frame["user"].unique())
-    few_N = frame["user"].isin(user_U[:MEASURED]).to_numpy()
-    row_B = torch.from_numpy(np.unique(frame["row"][~few_N]))
-    true = played_effects(platform, data, row_B, seed)
+    model = world_model.load(part.folder, data)
+    labels = held_out_labels(targets(data.log), data.part_S.numpy(), TEST_PART)
+    labels = {name: label for name, label in labels.items() if name in AFFECT}
+    usual = usual_columns(model, data, labels)
+    few_U = np.random.default_rng(seed).permutation(data.users(TEST_PART).numpy())[:MEASURED]
+    rest_B = np.unique(np.concatenate([label.row[~np.isin(label.user, few_U)] for label in labels.values()]))
+    true = played_effects(platform, data, torch.from_numpy(rest_B))
     found = {}
-    for signal in AFFECT:
-        mine_N = (frame["signal"] == signal).to_numpy()
-        few, rest = frame[mine_N & few_N], frame[mine_N & ~few_N]
-        estimate = uplift_slope(*_columns(few), few["user"].to_numpy(), draws, seed)
-        y_N, given_N, blind_N = _columns(rest)
-        row_N = torch.tensor(rest["row"].tolist())
-        effect_N = true[signal][torch.searchsorted(row_B, row_N)].numpy()
+    for signal, label in labels.items():
+        given_N, few_N = predict(model, data, signal, label).mean_N, np.isin(label.user, few_U)
+        few, rest = (
+            (label.value[of_N], given_N[of_N], Usual(*(x_N[of_N] for x_N in usual[signal].values())))
+            for of_N in (few_N, ~few_N)
+        )
+        estimate = uplift_slope(*few, label.user[few_N])
+        effect_N = true[signal][np.searchsorted(rest_B, label.row[~few_N])].numpy()
         if estimate.low is not None and estimate.high is not None:
             found[signal] = Slopes(
-                estimate.value, estimate.low, estimate.high,
-                slope(given_N - blind_N, effect_N), slope(given_N - blind_N, y_N - blind_N),
+                estimate.value, estimate.low, estimate.high, slope(rest[1] - rest[2].mean_N, effect_N),
+                float(slope_of(slope_columns(*rest).sum(0))),
             )  # fmt: skip
     return found
-
-
-def _columns(frame: pd.DataFrame) -> tuple[Floats, Floats, Floats]:
-    """Reports, predictions given the tracks, and track-blind ones."""
-    value, given, blind = (
-        frame[name].to_numpy(np.float64) for name in ("value", "world_model", "world_model@forecast")
-    )
-    return value, given, blind
 
 
 def slope(x_N: np.ndarray, y_N: np.ndarray) -> float:
@@ -138,21 +143,17 @@ def slope(x_N: np.ndarray, y_N: np.ndarray) -> float:
     return float(slope_of(np.stack([ones_N, x_N, y_N, x_N * x_N, x_N * y_N], -1).sum(0)))
 
 
-def played_effects(
-    platform: Platform, data: SessionDataModule, row_B: Tensor, seed: int
-) -> dict[str, Tensor]:
-    """True effect (B,) of the tracks that sessions `row_B` had, against lists that production would play.
+def played_effects(platform: Platform, data: SessionDataModule, row_B: Tensor) -> dict[str, Tensor]:
+    """True effect (B,) of the tracks that sessions `row_B` had, against the first `LISTS` of `other_lists`.
 
-    The same listener, state and mode, and the same chance, in expectation over `DRAWS` simulations.
+    The same listener, state and mode, and the same chance, in expectation over `DRAWS` simulations. The
+    predicted effect counts from these lists too, so their luck is the same on both sides of the true slope.
     """
-    length_B = data.flat.length_S[row_B]
-    played_BT = played_before(data.flat, row_B, length_B)
-    production = platform.production()
-    log_p_BK = production.logits(production.start(row_B))
-    other_BCT = likely_lists(log_p_BK, hash_keys(seed, LUCK, row_B), LISTS, played_BT.shape[1])
-    other_BCT = other_BCT.where((played_BT >= 0)[:, None], -1)
+    played_BT = played_before(data.flat, row_B, data.flat.length_S[row_B])
+    odds_BK = usual_odds(data)[data.flat.mode_S[row_B]]
+    lists_BCT = other_lists(odds_BK, row_B, played_BT.shape[1]).where((played_BT >= 0)[:, None], -1)
     with_played = platform.oracle(row_B, played_BT, DRAWS)
-    others = [platform.oracle(row_B, other_BCT[:, c], DRAWS) for c in range(LISTS)]
+    others = [platform.oracle(row_B, track_BT, DRAWS) for track_BT in lists_BCT[:, :LISTS].unbind(1)]
     return {x: with_played[x] - torch.stack([other[x] for other in others]).mean(0) for x in AFFECT}
 
 

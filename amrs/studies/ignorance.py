@@ -13,7 +13,14 @@ from torch import Tensor
 from amrs import metrics
 from amrs.config.graph import Config
 from amrs.data import SessionDataModule
-from amrs.ignorance import caught_interval, disagreement, far_disagreement, list_means
+from amrs.ignorance import (
+    caught_interval,
+    disagreement,
+    far_disagreement,
+    least_noise,
+    list_moments,
+    split_variance,
+)
 from amrs.models.world_model import WorldModel
 from amrs.noise import uniform
 from amrs.outcomes import choose_sessions
@@ -96,7 +103,8 @@ def spreads(
 def withheld_rows(
     model: WorldModel, data: SessionDataModule, platform: Platform, seed: int, draws: int
 ) -> list[Row]:
-    """Disagreement and error of lists of seen and of withheld genres; how well the one finds the other."""
+    """Ignorance and error of lists of seen and of withheld genres; how well the one finds the other. Of
+    effects, ignorance is disagreement alone: what is unknown of a listener is the same for all lists."""
     sessions = choose_sessions(data, SESSIONS, 1, seed)
     lists_BCT, withheld_C = mixed_lists(data, platform, sessions.row_B, seed)
     user_N = sessions.user_B.repeat_interleave(LISTS).numpy()
@@ -104,21 +112,20 @@ def withheld_rows(
     found = []
     for length, signals in ((LENGTH, AFFECT), (1, ("engagement", "rating"))):
         parts = lists_BCT[:, :, :length].unbind(1)
-        means = [list_means(model, data, sessions.row_B, track_BT, signals) for track_BT in parts]
+        moments = [list_moments(model, data, sessions.row_B, track_BT, signals) for track_BT in parts]
         truth = [platform.oracle(sessions.row_B, track_BT, DRAWS) for track_BT in parts]
         for signal in signals:
-            mean_MBC = torch.stack([m[signal] for m in means], 2)
+            mean_MBC, variance_MBC = torch.stack([m[signal] for m in moments], 3)
             true_BC = torch.stack([t[signal] for t in truth], 1)
-            for kind, mean, true in (
-                ("", mean_MBC, true_BC),
-                (
-                    " effect",
-                    mean_MBC - mean_MBC.mean(2, keepdim=True),
-                    true_BC - true_BC.mean(1, keepdim=True),
-                ),
-            ):
+            effect_MBC = mean_MBC - mean_MBC.mean(2, keepdim=True)
+            floor = least_noise(variance_MBC) if signal in AFFECT else torch.inf
+            for kind, mean, true, unknown in (
+                ("", mean_MBC, true_BC, split_variance(mean_MBC, variance_MBC, floor).ignorance.sqrt()),
+                (" effect", effect_MBC, true_BC - true_BC.mean(1, keepdim=True),
+                 disagreement({signal: effect_MBC})[signal]),
+            ):  # fmt: skip
                 error_N = (mean.mean(0) - true).abs().flatten().double().numpy()
-                spread_N = disagreement({signal: mean})[signal].flatten().double().numpy()
+                spread_N = unknown.flatten().double().numpy()
                 found += _caught_rows(signal, kind, error_N, spread_N, unseen_N, user_N, seed, draws)
     return found
 

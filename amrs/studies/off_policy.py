@@ -33,7 +33,6 @@ from amrs.off_policy import (
     per_decision,
     ratio,
     snips,
-    studentised,
     support,
 )
 from amrs.platform.catalogue import Catalogue, draw_catalogue
@@ -251,8 +250,8 @@ def estimates(
         for name, columns_S2 in columns.items():
             sums_U2 = metrics.user_sums(columns_S2, user_S)
             pair_U4 = np.concatenate([sums_U2, logged_U2], 1)
-            line[name] = studentised(sums_U2, ratio, size.users, 0)[:3]
-            line[f"{name}_gain"] = studentised(pair_U4, gain, size.users, 0)[:3]
+            line[name] = metrics.studentised(sums_U2, ratio, size.users, 0)[:3]
+            line[f"{name}_gain"] = metrics.studentised(pair_U4, gain, size.users, 0)[:3]
             if name == "per_decision":
                 line["bootstrap"] = metrics.user_bootstrap(sums_U2, ratio, 0, DRAWS)[:3]
                 line["bootstrap_gain"] = metrics.user_bootstrap(pair_U4, gain, 0, DRAWS)[:3]

@@ -17,7 +17,7 @@ import numpy as np
 from amrs import metrics
 from amrs.config.graph import Config
 from amrs.data import SessionDataModule
-from amrs.fidelity import predict
+from amrs.fidelity import kept, predict, predict_usual
 from amrs.listeners import ImaginedListeners
 from amrs.metrics.fidelity import Floats
 from amrs.metrics.gains import gain_sums, weighted_gain
@@ -32,7 +32,7 @@ from amrs.splits import TEST
 from amrs.stages import bc, world_model
 from amrs.stages.prepare import open_data
 from amrs.targets import AFFECT, Ints, targets
-from amrs.track_effects import slope_of
+from amrs.track_effects import slope_columns, slope_of
 
 LEVEL = 0.9
 
@@ -136,11 +136,9 @@ def _slope_sums(judge: WorldModel, data: SessionDataModule, signal: str, users_U
     """Sums of the uplift slope (n, x, y, xx, xy) of test users' reports, (U, 5); 0 for who gave none."""
     label = targets(data.log)[signal]
     keep_N = (data.part_S.numpy()[label.row] == TEST) & np.isin(label.user, users_U)
-    label = replace(label, **{name: column[keep_N] for name, column in vars(label).items()})
-    blind_N = predict(judge, data, signal, label, "forecast").mean_N
-    x_N = predict(judge, data, signal, label, "tracks").mean_N - blind_N
-    r_N = label.value - blind_N
-    columns_NC = np.stack([np.ones_like(x_N), x_N, r_N, x_N * x_N, x_N * r_N], 1)
+    label = kept(label, keep_N)
+    given_N = predict(judge, data, signal, label, "tracks").mean_N
+    columns_NC = slope_columns(label.value, given_N, predict_usual(judge, data, label.row)[signal])
     sums_UC = np.zeros((len(users_U), 5))
     np.add.at(sums_UC, np.searchsorted(users_U, label.user), columns_NC)
     return sums_UC
