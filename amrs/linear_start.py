@@ -28,7 +28,7 @@ PENALTIES = (1000.0, 200.0, 40.0, 8.0)
 """Weights of half the squared norm against the sum of negative log-likelihoods, for features of spread 1."""
 MOST = 20_000
 """Labels that a fit takes (about); of more, some are left out at random."""
-_STEPS, _BATCH = 30, 128
+_STEPS, _ENOUGH, _BATCH = 30, 1e-5, 128
 
 
 class Examples(NamedTuple):
@@ -139,7 +139,9 @@ def fitted(kind: Kind, found: Examples, penalties: Sequence[float]) -> list[Fit]
     weight_XF = torch.zeros(kind.moves, len(mean_F), requires_grad=True)
     fits = []
     for penalty in penalties:
-        optimiser = torch.optim.LBFGS([bias_P, weight_XF], max_iter=_STEPS, line_search_fn="strong_wolfe")
+        optimiser = torch.optim.LBFGS(
+            [bias_P, weight_XF], max_iter=_STEPS, tolerance_change=_ENOUGH, line_search_fn="strong_wolfe"
+        )
 
         def closure(penalty: float = penalty, optimiser: torch.optim.LBFGS = optimiser) -> Tensor:
             optimiser.zero_grad()
