@@ -182,10 +182,12 @@ def _event_rows(subject: str, signal: str, test: Yesno, seed: int, draws: int, g
     rows = [Row("fidelity", subject, signal, "ece", "mean", group, *_from_0(error), "fraction")]
     if group != "all":
         return rows
-    curve = metrics.reliability(y_N, p_N, BINS)
-    for k, (predicted, share, count) in enumerate(zip(*curve, strict=True)):
-        for metric, value in (("reliability_predicted", predicted), ("reliability_observed", share)):
-            estimate = Estimate(float(value), None, None, int(count))
+    share_N, bin_N = metrics.reliability_bins(y_N, p_N, BINS)
+    for k in range(bin_N.max(initial=-1) + 1):
+        here_N = bin_N == k
+        predicted = Estimate(float(p_N[here_N].mean()), None, None, int(here_N.sum()))
+        observed = metrics.mean_interval(share_N[here_N], user_N[here_N], draws, seed)
+        for metric, estimate in (("reliability_predicted", predicted), ("reliability_observed", observed)):
             rows.append(Row("fidelity", subject, signal, metric, "mean", f"bin:{k}", *estimate, "fraction"))
     return rows
 

@@ -1,14 +1,18 @@
-"""What might be played next at a play of the log: how likely it is, and what it is worth.
+"""What might be played next at a play of the log: how likely it is, what it would do, and what it is worth.
 
-Shape suffixes: B histories, C candidates, K tracks, M members, P head parameters.
+Shape suffixes: B histories, C candidates, K tracks, M members, P head parameters, G grid points.
 """
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from amrs.data import SessionDataModule
 from amrs.histories import played_before
 from amrs.listeners import HistoryReader, repeated
+from amrs.metrics import interval_from_cdf
 from amrs.models.policy import PolicyModel
 from amrs.models.world_model import WorldModel
 from amrs.rollout import Feedback
@@ -17,6 +21,7 @@ from amrs.utility import Utility
 
 _AFTER = 512
 """Tracks tried at a time as the last one heard."""
+_GRID_G = np.linspace(0, 1, 101)
 
 
 @torch.inference_mode()
@@ -54,6 +59,27 @@ def candidate_answers(
         h_B1D = member.encoder.last(batch)[:, None]
         answers.append(member.answer(h_B1D, member.candidates(track_BC)))
     return answers
+
+
+class Band(NamedTuple):
+    """What an ensemble expects of candidates."""
+
+    member_MBC: Tensor
+    """Each member's expectation: where they differ, the ensemble does not know."""
+    low_BC: Tensor
+    """Ends of the central interval of the members' mixture: noise, which no more data takes away."""
+    high_BC: Tensor
+
+
+def band(model: WorldModel, answers: list[dict[str, Tensor]], signal: str, level: float = 0.8) -> Band:
+    """Expectation and central predictive interval of `level` of a signal, from `candidate_answers`."""
+    kind = model.ensemble[0].kinds[signal]
+    params = [answer[signal] for answer in answers]
+    grid_G = torch.from_numpy(_GRID_G).float().clamp(max=1 - 1e-6)  # P(y < 1) last, as `metrics` wants it
+    cdf_BCG = torch.stack([kind.cdf(p, grid_G) for p in params]).mean(0)
+    ends = interval_from_cdf(cdf_BCG.flatten(0, 1).double().numpy(), _GRID_G, level)
+    low_BC, high_BC = (torch.from_numpy(end).reshape(cdf_BCG.shape[:2]) for end in ends)
+    return Band(torch.stack([kind.mean(p) for p in params]), low_BC, high_BC)
 
 
 @torch.inference_mode()

@@ -7,13 +7,15 @@ touch, a paired test might still tell, but a report holds no sessions to pair.
 import argparse
 import sys
 from pathlib import Path
-from typing import NamedTuple
-
-import jinja2
+from typing import TYPE_CHECKING, NamedTuple
 
 from amrs.report import Report, ReportError, Row, load
-from amrs.report.words import cell, label, number
+from amrs.report.tables import Cell, Table
+from amrs.report.words import GAIN_SECTIONS, MAIN_FIT, cell, counts, label, number
 from amrs.run_table import flat_settings
+
+if TYPE_CHECKING:
+    from amrs.report.canvas import Panel
 
 _SHOWN = ("r2", "auroc", "gain", "kl", "effective_tracks", "catalogue_coverage", "intra_list", "gini", "harm")
 """Metrics of the terminal table; the page has all."""
@@ -85,19 +87,61 @@ def terminal(names: list[str], reports: list[Report]) -> str:
 
 def page(names: list[str], reports: list[Report]) -> str:
     """Everything that differs, as a page that stands alone."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("amrs", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    style = (Path(__file__).parent / "report" / "page.css").read_text()
-    sheets: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
-        "Settings": [(key, [(value, "") for value in values]) for key, values in settings(reports)]
-    }
+    from amrs.report.page import templates  # draws with matplotlib, which the table does not need
+
+    differing = settings(reports)
+    sheets = {"Settings": [[Cell(key), *map(Cell, values)] for key, values in differing]}
     for line in figures(reports):
         section, _, what = line.name.partition(", ")
-        cells = [(cell(row), line.difference(k) if k else "") for k, row in enumerate(line.rows)]
-        sheets.setdefault(section, []).append((what, cells))
-    template = environment.get_template("compare.html.j2")
-    return template.render(names=names, sheets=sheets, style=style, note=NOTE)
+        cells = [Cell(cell(row), line.difference(k) if k else "") for k, row in enumerate(line.rows)]
+        sheets.setdefault(section, []).append([Cell(what), *cells])
+    captions = {"Settings": "Settings that differ"}
+    found = {
+        section: Table(captions.get(section, f"{section}: figures that differ"), ["", *names], rows)
+        for section, rows in sheets.items() if rows
+    }  # fmt: skip
+    template = templates().get_template("compare.html.j2")
+    return template.render(
+        title=f"What differs between {len(names)} runs", names=names, tables=found, note=NOTE,
+        panels=panels(names, reports), realised=any(report.find(section="realised") for report in reports),
+        alike=not figures(reports),
+    )  # fmt: skip
+
+
+def panels(names: list[str], reports: list[Report]) -> "list[Panel]":
+    """The fit of each run's world model, and DPO's gain in each, by every way of knowing it."""
+    found = []
+    for signal, metric in MAIN_FIT:
+        keys = {"section": "fidelity", "subject": "world_model", "signal": signal, "metric": metric}
+        title = f"World model, {label(signal).lower()} {label(metric)}"
+        found.append(_panel(title, names, [[report.one(**keys)] for report in reports]))
+    for signal in ("valence", "arousal", "utility"):
+        keys = {"subject": "dpo", "signal": signal, "metric": "gain"}
+        rows = [[report.one(section=section, **keys) for section in GAIN_SECTIONS] for report in reports]
+        found.append(_panel(f"DPO's gain, {label(signal).lower()}", names, rows))
+    return [each for each in found if each is not None]
+
+
+def _panel(title: str, names: list[str], rows: list[list[Row | None]]) -> "Panel | None":
+    """One line a run; nothing where fewer than two runs have such a figure."""
+    from amrs.report.canvas import STYLE, canvas, dot, drawn, line, name_places
+
+    known = [row for each in rows for row in each if row is not None]
+    if sum(any(each) for each in rows) < 2:
+        return None
+    figure, axes = canvas(0.9 + 0.36 * len(names))
+    for place, each in enumerate(rows):
+        for row in filter(None, each):
+            colour, marker = STYLE.get(row.section, ("model", "D"))
+            shift = 0.2 * (GAIN_SECTIONS.index(row.section) - 1) if row.section in GAIN_SECTIONS else 0.0
+            dot(axes, row, place + shift, colour, marker)
+    name_places(axes, names)
+    if known[0].metric != "auroc":
+        line(axes, 0.0)
+    axes.set_xlabel(known[0].unit)
+    told = [f"{name}: {'; '.join(f'{label(r.section).lower()} {cell(r)}' for r in each if r)}"
+            for name, each in zip(names, rows, strict=True)]  # fmt: skip
+    return drawn(f"{title}, {counts(known)}", figure, f"{title}, with 95 % intervals. {'. '.join(told)}.")
 
 
 def main(argv: list[str]) -> int:

@@ -53,7 +53,7 @@ class Check(NamedTuple):
         """The figure, what it had to be, and whose."""
         whose = "" if self.group == "all" else f" ({label(self.group)})"
         sign = ("above" if self.strict else "at least") if self.least else "at most"
-        figure = "not known" if self.figure is None else f"{self.figure:.4g}"
+        figure = "not known" if self.figure is None else f"{self.figure:.4f}".rstrip("0").rstrip(".")
         return f"{self.what}{whose} is {figure}, must be {sign} {self.limit:g} [gate.{self.name}]"
 
 

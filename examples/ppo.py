@@ -2,9 +2,9 @@
 
     python examples/ppo.py stage=evaluate experiment=demo [steps=20000]
 
-takes the arguments of `train.py` for an evaluate run that is finished. The PPO learns in the labeller's
-world model from sessions of the labeller's training users; judge and platform judge it on test users, as
-they do the others. The platform's column is what came true.
+takes the arguments of `train.py` for an evaluation that is finished. The PPO learns in the labeller's world
+model from sessions of the labeller's training users; judge and platform judge it on test users, as they do
+the others: it is the line "Own (ppo)" of the comparison.
 """
 
 import sys
@@ -16,17 +16,14 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Tensor
 
-from amrs.config import load
-from amrs.data import SessionDataModule
+from amrs.config import ConfigError
 from amrs.env import AffectiveSessions, AutoresetMode
-from amrs.lineup import lineup
-from amrs.listeners import HistoryReader, ImaginedListeners, Mind
-from amrs.outcomes import choose_sessions, gain_rows, roll_out
-from amrs.platform import load_truth
-from amrs.rollout import Environment, Feedback, Policy
-from amrs.runs import Run, plan
-from amrs.stages import world_model
-from amrs.stages.prepare import open_data
+from amrs.judging import judged
+from amrs.lineup import Parts
+from amrs.listeners import HistoryReader, Mind
+from amrs.report import terminal_table
+from amrs.rollout import Feedback
+from amrs.runs import RunError
 from amrs.worlds import open_source
 
 
@@ -83,49 +80,29 @@ class Sb3Sessions(VecEnv):
         return [False] * self.num_envs
 
 
-def train(run: Run, data: SessionDataModule, horizon: int, steps: int) -> PpoPolicy:
+def train(parts: Parts, steps: int) -> PpoPolicy:
     """PPO in the labeller's world model."""
-    source = open_source(run.parents["labeller"].folder)
-    envs = AffectiveSessions(source, 64, run.config.seed, horizon=horizon, autoreset=AutoresetMode.SAME_STEP)
+    source, seed = open_source(parts.run.parents["labeller"].folder), parts.run.config.seed
+    envs = AffectiveSessions(source, 64, seed, horizon=parts.horizon, autoreset=AutoresetMode.SAME_STEP)
     norm = VecNormalize(Sb3Sessions(envs), norm_reward=False)
-    ppo = PPO("MlpPolicy", norm, n_steps=32, batch_size=512, seed=run.config.seed, device="cpu")
+    ppo = PPO("MlpPolicy", norm, n_steps=32, batch_size=512, seed=seed, device="cpu")
     ppo.learn(steps)
     norm.training = False
-    assert source.model is not None
-    return PpoPolicy(ppo, norm, HistoryReader(source.model.ensemble[0].encoder, data, horizon))
+    reader = HistoryReader(parts.labeller.ensemble[0].encoder, parts.data, parts.horizon)
+    return PpoPolicy(ppo, norm, reader)
 
 
 def main(argv: list[str]) -> int:
-    """Train, roll all policies out, print gains over Copycat."""
+    """Train, judge all policies on the same sessions, print the comparison."""
     steps = [int(a.partition("=")[2]) for a in argv if a.startswith("steps=")] or [20_000]
-    run = plan(load([a for a in argv if not a.startswith("steps=")]))[-1]
-    if run.stage != "evaluate" or not run.finished:
-        print(f"make it first: python train.py {' '.join(argv)}", file=sys.stderr)
+    arguments = [a for a in argv if not a.startswith("steps=")]
+    try:
+        report = judged(arguments, {"ppo": lambda parts: train(parts, steps[0])})
+    except (ConfigError, RunError) as error:
+        print(f"ppo.py: {error}", file=sys.stderr)
         return 1
-    section, seed, data = run.config.evaluate, run.config.seed, open_data(run)
-    sessions = choose_sessions(data, section.sessions, section.horizon, seed)
-    policies: dict[str, Policy] = lineup(run, data, sessions.horizon, ["random", "greedy", "dpo"])
-    policies["ppo"] = train(run, data, sessions.horizon, steps[0])
-    judge = world_model.load(run.parents["judge"].folder, data)
-    worlds: dict[str, Environment] = {"predicted": ImaginedListeners(judge, data, sessions.horizon)}
-    if (truth := run.parents["prepare"].folder / "truth").exists():
-        worlds["realised"] = load_truth(truth).environment()
-    print(f"{'gain over copycat':<20}{'signal':<12}" + "".join(f"{name:>20}" for name in list(policies)[1:]))
-    for name, world in worlds.items():
-        found = roll_out(policies, world, data.rules(), sessions)
-        rows = gain_rows(name, found, sessions, data, seed, section.bootstrap)
-        for signal in data.log.metadata.signals:
-            line = f"{name:<20}{signal:<12}"
-            for policy in list(policies)[1:]:
-                key = (policy, signal, "gain", "all")
-                match = [r for r in rows if (r.subject, r.signal, r.metric, r.group) == key]
-                line += f"{match[0].value:+.4f} +-{_half(match[0]):.4f}".rjust(20) if match else "-".rjust(20)
-            print(line)
+    print(terminal_table(report))
     return 0
-
-
-def _half(row: Any) -> float:
-    return float((row.high - row.low) / 2) if row.low is not None else float("nan")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_logs import opened, policy, random_log, world_model
 
-from amrs.candidates import candidate_utility
+from amrs.candidates import band, candidate_answers, candidate_utility
 from amrs.config.groups import UtilityConfig, WeightsConfig
 from amrs.config.stages import PreferencesConfig
 from amrs.continuations import continued_utility, shortfall
@@ -132,3 +132,18 @@ def test_more_rejected_tracks_are_the_next_worst_and_never_the_chosen(data: Sess
     pairs = margin(labelling(data, rejected=3), data.rows(TRAIN))
     assert pairs.others_BJ.shape[1] == 2
     assert not (pairs.others_BJ == pairs.chosen_B[:, None]).any()
+
+
+def test_a_band_holds_the_middle_of_what_the_members_would_draw(data: SessionDataModule) -> None:
+    """Slow truth: quantiles of draws of all members together."""
+    (row_B, step_B), model = plays(data), world_model(data, members=3, history=64)
+    answers = candidate_answers(model, data, row_B[:4], step_B[:4], torch.arange(5).expand(4, 5))
+    found = band(model, answers, "valence", level=0.8)
+    kind = model.ensemble[0].kinds["valence"]
+    u_R11 = (torch.arange(4000) + 0.5)[:, None, None] / 4000
+    drawn_NBC = torch.cat([kind.sample(a["valence"].expand(4000, -1, -1, -1), u_R11.expand(-1, 4, 5))
+                           for a in answers])  # fmt: skip
+    for ends_BC, level in ((found.low_BC, 0.1), (found.high_BC, 0.9)):
+        torch.testing.assert_close(ends_BC.float(), drawn_NBC.quantile(level, 0), atol=0.01, rtol=0)
+    for member, answer in zip(found.member_MBC, answers, strict=True):
+        torch.testing.assert_close(member, kind.mean(answer["valence"]))

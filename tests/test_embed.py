@@ -162,7 +162,7 @@ def test_batches_do_not_change_an_embedding(mert: Path, audio: Path, embedded: P
     np.testing.assert_allclose(alone["embedding"][0].as_py(), table.loc["album/tone", "embedding"], atol=1e-5)
 
 
-def test_a_killed_run_goes_on_where_it_was(
+def test_a_killed_run_goes_on_where_it_was_and_tries_again_what_failed(
     mert: Path, audio: Path, embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embed, "_SAVE_EVERY", 2)
@@ -170,6 +170,8 @@ def test_a_killed_run_goes_on_where_it_was(
 
     def dies(file: Path, rate: int) -> Any:
         seen.append(file.name)
+        if file.name == "free.ogg":
+            raise AudioError("the disk did not answer")
         if len(seen) == 6:
             raise KeyError("the machine went down")
         return real(file, rate)
@@ -178,9 +180,15 @@ def test_a_killed_run_goes_on_where_it_was(
     with pytest.raises(KeyError):
         run(tmp_path, mert, audio)
     monkeypatch.setattr(embed, "read_mono", lambda file, rate: seen.append(file.name) or real(file, rate))
-    first = seen[:4]
+    assert seen[:4] == [
+        "tone.wav",
+        "compressed.mp3",
+        "empty.mp3",
+        "free.ogg",
+    ]  # saved, two of them as failures
     again = run(tmp_path, mert, audio)
-    assert not set(first) & set(seen[6:])
+    assert set(seen[:4]) & set(seen[6:]) == {"empty.mp3", "free.ogg"}
+    assert (again / "failures.csv").read_text() == (embedded / "failures.csv").read_text()
     before, after = (pq.read_table(f / "embeddings.parquet").to_pandas() for f in (embedded, again))
     assert list(before["track_id"]) == list(after["track_id"])
     np.testing.assert_allclose(np.stack(after["embedding"]), np.stack(before["embedding"]), atol=1e-5)

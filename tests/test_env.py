@@ -1,9 +1,10 @@
 """The Gymnasium environment: the sessions that imagine() gives, by Gymnasium's rules."""
 
-import os
-import subprocess
+import contextlib
+import runpy
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from test_stages import Done, folders
 from amrs import worlds
 from amrs.config.groups import ModelConfig, UtilityConfig, WeightsConfig
 from amrs.env import LUCK, AffectiveSession, AffectiveSessions
+from amrs.judging import judged
 from amrs.listeners import ImaginedListeners
 from amrs.noise import hash_keys
 from amrs.policies import FixedPolicy
+from amrs.report import load
 from amrs.rollout import Feedback, imagine
 from amrs.runs import RunError
 from amrs.splits import TRAIN
@@ -233,24 +236,18 @@ def test_what_cannot_be_is_refused_in_words(source: Source, platform: Source, tm
         AffectiveSessions(source).step(np.zeros(1, int))
 
 
-def example(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """An example as a user runs it."""
-    command = [sys.executable, str(ROOT / "examples" / name), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done
+def example(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An example as a user runs it, in this process: the libraries are read already."""
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    with contextlib.suppress(SystemExit):
+        runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
 
 
-def test_pairs_are_exported_in_trls_columns_without_user_ids(evaluated: Done, tmp_path: Path) -> None:
-    (folder,) = folders(evaluated[0], "preferences")
-    command = [
-        sys.executable,
-        str(ROOT / "examples" / "trl_pairs.py"),
-        str(folder),
-        str(tmp_path / "p.parquet"),
-    ]
-    subprocess.run(command, check=True, capture_output=True)
+def test_pairs_are_exported_in_trls_columns_without_user_ids(
+    evaluated: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder, *_) = folders(evaluated[0], "preferences")
+    example("trl_pairs.py", str(folder), str(tmp_path / "p.parquet"), monkeypatch=monkeypatch)
     found = Dataset.from_parquet(str(tmp_path / "p.parquet"), cache_dir=str(tmp_path))
     stored = Dataset.load_from_disk(str(folder / "pairs")).filter(lambda row: row["part"] == TRAIN)
     assert found.column_names == ["prompt", "chosen", "rejected"]
@@ -258,12 +255,33 @@ def test_pairs_are_exported_in_trls_columns_without_user_ids(evaluated: Done, tm
     assert [text.count("<") for text in found["prompt"][:]] == stored["step"][:]
 
 
-def test_a_ppo_of_another_library_is_compared_in_the_example(evaluated: Done) -> None:
-    done = example("ppo.py", "stage=evaluate", *TINY, f"runs={evaluated[0]}", "steps=64")
-    lines = [line.split() for line in done.stdout.splitlines()]
-    assert lines[-9][-1] == "ppo"
-    assert [(line[0], line[1]) for line in lines[-8:]] == [
-        (world, signal)
-        for world in ("predicted", "realised")
-        for signal in ("engagement", "rating", "valence", "arousal")
-    ]
+def test_a_ppo_of_another_library_is_in_the_comparison(
+    evaluated: Done, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["stage=evaluate", *TINY, f"runs={evaluated[0]}", "steps=64"]
+    example("ppo.py", *arguments, monkeypatch=monkeypatch)
+    blocks = [block.splitlines() for block in capsys.readouterr().out.strip().split("\n\n")]
+    assert [" ".join(block[0].split()[:2]).rstrip(",") for block in blocks] == [
+        "gain, realised", "gain, predicted", "gain, predicted", "diversity Effective",
+    ]  # fmt: skip
+    assert [block[-1].startswith("Own (ppo)") for block in blocks] == [True] * 4
+
+
+def test_judged_gives_a_policy_the_rows_that_the_evaluation_has(evaluated: Done) -> None:
+    arguments = ["stage=evaluate", *TINY, f"runs={evaluated[0]}"]
+    report = judged(
+        arguments, {"uniform": lambda parts: FixedPolicy(torch.zeros(parts.data.tracks))}, ["dpo"]
+    )
+    before = load(folders(evaluated[0], "evaluate")[0])
+    mine = {row.key: row for row in report.rows if row.subject == "own:uniform"}
+    truth = {row.key: row for row in before.rows if row.subject == "random"}
+    shared = [(replace(truth[k], subject="own:uniform"), row) for row in mine.values()
+              if (k := (row.section, "random", *row.key[2:])) in truth]  # fmt: skip
+    assert len(shared) > 100
+    for known, row in shared:
+        if (
+            row.section != "diversity" or row.metric == "kl"
+        ):  # lists are cut to the shortest of those compared
+            assert row == known
+    with pytest.raises(RunError, match="make it first"):
+        judged([*arguments, "seed=99"], {})

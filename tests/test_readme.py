@@ -213,6 +213,16 @@ def test_the_table_of_runs_is_read_as_the_readme_reads_it(
     assert "evaluate  finished" in capsys.readouterr().out
 
 
+def test_a_policy_of_ones_own_is_compared_as_the_readme_does_it(
+    evaluated: Done, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = [block for block in blocks(README, "python") if "judged" in block]
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len([line for line in lines if not line.startswith(("import ", "from "))]) == 10
+    exec(code.replace('"experiment=demo"', f"*{[*TINY, f'runs={evaluated[0]}']}"), {})
+    assert capsys.readouterr().out.count("Own (newest)") == 4
+
+
 def test_cloning_runs_and_ends_with_its_folder(tmp_path: Path) -> None:
     command = "stage=bc model=tiny log=disabled trainer.max_steps=100"
     done = train(*given(command), *LONG[command], f"runs={tmp_path}")

@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import subprocess
+import xml.etree.ElementTree
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -215,7 +216,7 @@ def test_the_page_asks_answers_and_says_that_nothing_was_stressed(page):
     outline = Outline(page.read_text())
     assert outline.headings == [
         "What was asked, and the answer so far", "The data", "Can the world model be believed?",
-        "What do the policies do?", "Do predicted gains come true?", "How to reproduce this",
+        "What do the policies do?", "How to reproduce this",
     ]  # fmt: skip
     text = page.read_text()
     assert "Not yet stressed" in text
@@ -225,6 +226,68 @@ def test_the_page_asks_answers_and_says_that_nothing_was_stressed(page):
         in text
     )
     assert "python train.py stage=evaluate experiment=demo" in text and "9c1e9c1e" in text
+
+
+def stressed(full):
+    """A report with harm, a gate and its verdicts, as the stage `stress` leaves it."""
+    keys = {"section": "stress", "signal": "valence", "metric": "harm", "unit": "fraction"}
+    rows = [row(**keys, subject=name, n=100, **around(0.1, 0.05)) for name in ("copycat", "dpo", "greedy")]
+    rows += [row(**keys, subject="dpo", group=group, n=40, **around(0.2, 0.1)) for group in GROUPS]
+    gate = {"section": "gate", "group": "all", "low": None, "high": None, "n": 9}
+    rows += [row(**gate, subject="dpo", signal="all", metric="verdict", value=1.0, unit="1 passed"),
+             row(**gate, subject="greedy", signal="all", metric="kl", value=-6.3, unit="margin")]  # fmt: skip
+    said = {"greedy": "Greedy failed 2 of 18 thresholds of the gate: KL is 6.4, must be at most 0.1 "
+                      "[gate.kl]; entropy is 0.5, must be at least 0.95 [gate.entropy].",
+            "dpo": "DPO passed all 18 thresholds of the gate."}  # fmt: skip
+    config = {**PROVENANCE["config"], "gate": {"harm": 0.15, "harm_cohort": 0.25}}
+    return Report([*full.rows, *rows], {**PROVENANCE, "config": config, "verdicts": said})
+
+
+def test_a_stressed_page_begins_with_the_gates_verdict_on_dpo_and_lists_what_failed(full):
+    from amrs.report.page import render
+
+    text = render(stressed(full))
+    outline = Outline(text)
+    assert outline.faults == [] and outline.open == []
+    assert outline.headings == [
+        "What was asked, and the answer", "The data", "Can the world model be believed?",
+        "What do the policies do?", "Who might be harmed?", "How to reproduce this",
+    ]  # fmt: skip
+    verdict = text[text.index('<div class="verdict">') : text.index("<h3>")]
+    said = re.findall(r"<(?:strong|p)>(.*?)<", verdict)
+    assert said[0] == "DPO passed all 18 thresholds of the gate."
+    assert said[2].startswith("Greedy failed 2 of 18 thresholds of the gate. What failed stands under")
+    assert "Not yet stressed" not in text and '-6.3000</span> <span class="ci">failed' in text
+    failed = stressed(full).provenance["verdicts"]["greedy"].replace("Greedy", "DPO")
+    text = render(Report([row(section="gate", metric="kl", value=-6.3)], {"verdicts": {"dpo": failed}}))
+    assert "<strong>DPO failed 2 of 18 thresholds of the gate.</strong>" in text
+    assert re.findall(r"<li>(.*?)</li>", text[: text.index("<h2>How to")]) == [
+        "KL is 6.4, must be at most 0.1 [gate.kl]", "entropy is 0.5, must be at least 0.95 [gate.entropy]",
+    ]  # fmt: skip
+    harm = [words for words in outline.images if words.startswith("Harm. ")]
+    assert len(harm) == 2 and "DPO 0.100 [0.050, 0.150]" in harm[0] and "0.200 [0.100, 0.300]" in harm[1]
+
+
+def test_calibration_and_horizons_are_drawn_with_their_intervals():
+    from amrs.report.figures import horizon_panels, reliability_panels
+
+    keys = {"section": "fidelity", "subject": "world_model", "signal": "rating", "unit": "fraction", "n": 30}
+    rows = [row(**keys, metric="reliability_predicted", group="bin:0", value=0.4, low=None, high=None),
+            row(**keys, metric="reliability_observed", group="bin:0", **around(0.5, 0.1)),
+            *(row(**keys, metric="rollout_error", group=f"horizon:log:{h}", **around(0.1, 0.02))
+              for h in (1, 4))]  # fmt: skip
+    (curve,), (ahead,) = reliability_panels(Report(rows, {})), horizon_panels(Report(rows, {}))
+    assert "predicted 0.40, observed 0.500 [0.400, 0.600]" in curve.alt
+    assert ahead.alt.count("0.100 [0.080, 0.120]") == 2 and "30" in ahead.title
+
+
+def test_a_panel_is_a_picture_of_its_own_in_a_notebook(full):
+    from amrs.report.figures import gain_panels
+
+    (panel, *_) = gain_panels(full)
+    picture = panel._repr_svg_()
+    assert picture.startswith('<svg xmlns="http://www.w3.org/2000/svg"') and "var(" not in picture
+    assert xml.etree.ElementTree.fromstring(picture).tag.endswith("svg") and panel.title[:7] in picture
 
 
 def test_every_figure_has_its_numbers_as_text_and_no_placeholder_colour_left(page):
@@ -255,7 +318,7 @@ def test_sections_without_rows_are_left_out():
     from amrs.report.page import render
 
     outline = Outline(render(Report(policy_rows(("predicted",)), {})))
-    assert not [h for h in outline.headings if h.startswith(("The data", "Can the world", "Do predicted"))]
+    assert not [h for h in outline.headings if h.startswith(("The data", "Can the world", "Who might"))]
     bare = Outline(render(Report(policy_rows()[:0], {})))
     assert bare.headings == ["What was asked, and the answer so far", "How to reproduce this"]
 

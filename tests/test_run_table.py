@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,7 @@ def test_a_page_and_a_table_are_made_of_run_folders(
     assert compare.main([str(tmp_path / "a"), str(tmp_path / "b"), "--page", str(page)]) == 0
     assert "+0.0400*" in capsys.readouterr().out
     text = page.read_text()
-    assert "+0.0400*" in text and "http" not in text.replace("http-equiv", "")
+    assert "+0.0400*" in text and not re.search(r"(?:src|href)=\"(?!#|data:)", text)
+    assert "DPO's gain, valence, with 95 % intervals. a: predicted by the judge +0.0100" in unescape(text)
     assert compare.main([str(tmp_path / "a"), str(tmp_path)]) == 1
     assert "holds no report.json" in capsys.readouterr().err

@@ -52,14 +52,6 @@ def test_every_value_of_every_parameter_is_a_setting_that_loads(file: Path) -> N
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_the_objective_is_a_figure_that_runs_log(file: Path, evaluated: Done) -> None:
-    sweep = yaml.safe_load(file.read_text())
-    (stage,) = [word.partition("=")[2] for word in sweep["command"] if str(word).startswith("stage=")]
-    (table, *_) = (evaluated[0] / stage).glob("*/metrics.csv")
-    assert sweep["metric"]["name"] in table.read_text().splitlines()[0].split(",")
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_only_the_cold_start_sweep_looks_at_test_users(file: Path) -> None:
     command = yaml.safe_load(file.read_text())["command"]
     assert ("stage=evaluate" in command) == (
@@ -85,60 +77,108 @@ def test_a_sweep_over_weights_has_one_labeller_one_judge_and_one_copycat() -> No
 
 # With a server
 
+SMALL = [a for a in TINY if not a.startswith(("evaluate", "log"))]
+MORE = {
+    "world_model": [a for a in SMALL if a.startswith(("data", "model", "trainer"))],
+    "cold_start": [*SMALL, "evaluate.chapters=[fidelity]", "evaluate.bootstrap=100"],
+}
+"""What makes a run of a file tiny; the labeller, judge and Copycat of the others are those of `evaluated`."""
+_POLICIES = [*SMALL, "evaluate.sessions=10", "evaluate.bootstrap=100"]
+
+
+def tiny_file(file: Path, folder: Path, runs: Path) -> Path:
+    """A copy of a sweep file whose runs take seconds."""
+    sweep = yaml.safe_load(file.read_text())
+    more = [*MORE.get(file.stem, _POLICIES), "log=offline", f"runs={runs}"]
+    sweep["command"] = [*sweep["command"], *more]
+    sweep["program"] = str(ROOT / "train.py")
+    copy = folder / file.name
+    copy.write_text(yaml.safe_dump(sweep))
+    return copy
+
+
+def serve() -> tuple[subprocess.Popen[bytes], int]:
+    """The stand-in for the API, listening, and its port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    stub = [sweeps.ENGINE, ROOT / "tests" / "wandb_sweep_stub.py", str(port), "1"]
+    server = subprocess.Popen(stub, stderr=subprocess.DEVNULL)
+    for _ in range(300):
+        with socket.socket() as trial:
+            if trial.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.1)
+    return server, port
+
 
 @pytest.fixture(scope="module")
-def agents(tmp_path_factory: pytest.TempPathFactory, evaluated: Done) -> Iterator[dict[str, str]]:
-    """What `wandb agent` printed, by sweep file; each against a stand-in for the API of its own, all at once.
-
-    world_model.yaml trains; the commands of the others print their plan.
-    """
+def tiny_files(tmp_path_factory: pytest.TempPathFactory, evaluated: Done) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("agents")
-    tiny = [a for a in TINY if a.startswith(("data", "trainer")) or a == "model=tiny"]
+    return {file.stem: tiny_file(file, folder, evaluated[0]) for file in FILES}
+
+
+@pytest.fixture(scope="module")
+def agents(tiny_files: dict[str, Path]) -> Iterator[dict[str, str]]:
+    """What `wandb sweep` and `wandb agent` printed, by sweep file; a server for each, all at once."""
     servers, running = [], {}
-    for file in FILES:
-        sweep = yaml.safe_load(file.read_text())
-        more = [*tiny, "log=offline", f"runs={evaluated[0]}"] if file.stem == "world_model" else ["--dry-run"]
-        sweep["command"] = [*sweep["command"], *more]
-        sweep["program"] = str(ROOT / "train.py")
-        (folder / file.name).write_text(yaml.safe_dump(sweep))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        stub = [sweeps.ENGINE, ROOT / "tests" / "wandb_sweep_stub.py", str(port), "1"]
-        servers.append(subprocess.Popen(stub, stderr=subprocess.DEVNULL))
+    for stem, file in tiny_files.items():
+        server, port = serve()
+        servers.append(server)
         environment = {
-            **os.environ,
-            "WANDB_BASE_URL": f"http://127.0.0.1:{port}",
-            "WANDB_API_KEY": "0" * 40,
-            "PATH": f"{BIN}:{os.environ['PATH']}",
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-        }
-        for _ in range(100):
-            with socket.socket() as trial:
-                if trial.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        script = f"{BIN}/wandb sweep {file.name} 2>&1 && {BIN}/wandb agent --count 1 local/amrs/stubswp1 2>&1"
-        running[file.stem] = subprocess.Popen(
-            ["bash", "-c", script], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+            **os.environ, "WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": "0" * 40,
+            "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+        }  # fmt: skip
+        script = f"wandb sweep {file.name} 2>&1 && wandb agent --count 1 local/amrs/stubswp1 2>&1"
+        running[stem] = subprocess.Popen(
+            ["bash", "-c", script], cwd=file.parent, env=environment, stdout=subprocess.PIPE, text=True
         )
     yield {stem: process.communicate(timeout=400)[0] for stem, process in running.items()}
     for server in servers:
         server.terminate()
 
 
+def run_folder(file: Path, printed: str) -> Path:
+    """The run that an agent made."""
+    stage = "world_model" if file.stem == "world_model" else "evaluate"
+    found = re.findall(rf"^/\S*/{stage}/\w+$", printed, re.MULTILINE)
+    assert found, printed
+    return Path(found[-1])
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_wandb_agent_launches_the_file(file: Path, agents: dict[str, str]) -> None:
+def test_wandb_agent_makes_a_run_that_logs_the_objective(file: Path, agents: dict[str, str]) -> None:
     printed = agents[file.stem]
-    assert "Running runs: ['stubrun1']" in printed, printed
-    assert "Traceback" not in printed and "train.py: " not in printed, printed
-    if file.stem == "world_model":
-        folder = Path(re.findall(r"^/\S*/world_model/\w+$", printed, re.MULTILINE)[-1])
-        assert "val/loss" in (folder / "metrics.csv").read_text()
-        assert list((folder / "wandb").glob("offline-run-*"))
-    else:
-        assert re.search(r"^evaluate +to run", printed, re.MULTILINE), printed
+    assert "Running runs: ['stubrun1']" in printed and "Traceback" not in printed, printed
+    folder = run_folder(file, printed)
+    metric = yaml.safe_load(file.read_text())["metric"]["name"]
+    assert sweeps.history(folder, metric), printed
+    assert list((folder / "wandb").glob("offline-run-*"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_same_file_without_a_server_asks_for_the_same_run(
+    file: Path, agents: dict[str, str], tiny_files: dict[str, Path], evaluated: Done
+) -> None:
+    """W&B's engine proposes in both, so the first run is the agent's; of weights, a second one is made."""
+    folder, count = run_folder(file, agents[file.stem]), 2 if file.stem == "utility_weights" else 1
+    assert sweeps.main([str(tiny_files[file.stem]), "--count", str(count)]) == 0
+    (left,) = (evaluated[0] / "sweeps").glob(f"{file.stem}-*/sweep.json")
+    runs = json.loads(left.read_text())["runs"]
+    assert [run["state"] for run in runs] == ["finished"] * count
+    assert Path(runs[0]["folder"]) == folder and all(run["history"] for run in runs)
+    assert len({run["folder"] for run in runs}) == count
+
+
+def test_sweeps_over_policies_trained_no_second_labeller_judge_or_copycat(
+    agents: dict[str, str], evaluated: Done
+) -> None:
+    first = json.loads((Path(evaluated[1].stdout.splitlines()[-1]) / "provenance.json").read_text())
+    for stem in ("utility_weights", "utility_grid", "dpo"):
+        made = json.loads((run_folder(Path(stem), agents[stem]) / "provenance.json").read_text())
+        for role in ("labeller", "judge", "bc"):
+            assert made["fingerprints"][role] == first["fingerprints"][role]
+        assert made["fingerprints"]["dpo"] != first["fingerprints"]["dpo"]
 
 
 def test_an_agent_whose_run_exists_already_gets_its_figures(evaluated: Done) -> None:

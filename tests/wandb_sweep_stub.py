@@ -1,142 +1,133 @@
-"""Loopback stand-in for the W&B sweep API: viewer, upsertSweep, sweep, createAgent, agentHeartbeat."""
+"""Loopback stand-in for the W&B sweep API: what `wandb sweep` and `wandb agent` ask of a server.
+
+    python wandb_sweep_stub.py PORT RUNS
+
+It hands out RUNS runs, proposed by W&B's own search engine (PyPI `sweeps`) with the seed that
+`amrs.sweep_engine` takes, and then tells the agent to exit. Every call is told on stderr.
+"""
 
 import json
+import random
 import re
 import sys
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
+import numpy as np
 import yaml
 
-try:
-    import sweeps
-except ImportError:
-    sweeps = None
-S = {"cfg": None, "runs": [], "n": 0, "done": set()}
-CAP = int(sys.argv[2]) if len(sys.argv) > 2 else 3
+import sweeps
+
+Answer = dict[str, Any]
+NAME, AGENT = "stubswp1", "agent1"
+LIMIT = int(sys.argv[2])
+SWEEP: dict[str, Any] = {}
+RUNS: list[sweeps.SweepRun] = []
 
 
-def answer(q, v):
-    name = re.search(r"(?:query|mutation)\s+(\w+)", q)
-    op = name.group(1) if name else q[:60]
-    print("OP", op, {k: (str(x)[:90]) for k, x in (v or {}).items()}, file=sys.stderr, flush=True)
-    if "upsertSweep" in q:
-        S["cfg"] = yaml.safe_load(v["config"])
-        w = sweeps.schema_violations_from_proposed_config(S["cfg"]) if sweeps else []
-        return {
-            "upsertSweep": {
-                "sweep": {
-                    "name": "stubswp1",
-                    "project": {
-                        "id": "p",
-                        "name": v.get("projectName") or "amrs",
-                        "entity": {"id": "e", "name": "local"},
-                    },
-                },
-                "configValidationWarnings": w,
-            }
-        }
-    if "createAgent" in q:
-        return {"createAgent": {"agent": {"id": "agent1"}}}
-    if "agentHeartbeat" in q:
-        st = json.loads(v["runState"] or "{}")
-        live = list(st)
-        cmds = []
-        if not live:
-            if S["n"] >= CAP:
-                cmds = [{"type": "exit"}]
-            else:
-                r = sweeps.next_run(sweeps.SweepConfig(S["cfg"]), S["runs"])
-                if r is None:
-                    cmds = [{"type": "exit"}]
-                else:
-                    S["n"] += 1
-                    r.name = f"stubrun{S['n']}"
-                    S["runs"].append(r)
-                    r.state = "finished"
-                    r.summary_metrics = {S["cfg"]["metric"]["name"]: 0.5}
-                    args = json.loads(json.dumps(r.config, default=float))
-                    cmds = [{"type": "run", "run_id": r.name, "args": args, "program": S["cfg"]["program"]}]
-        return {"agentHeartbeat": {"agent": {"id": "agent1"}, "commands": json.dumps(cmds)}}
-    if "SweepWithRuns" in q or "sweep(" in q:
-        return {
-            "project": {
-                "sweep": {
-                    "id": "s",
-                    "name": "stubswp1",
-                    "method": S["cfg"]["method"] if S["cfg"] else "random",
-                    "state": "RUNNING",
-                    "description": None,
-                    "config": yaml.safe_dump(S["cfg"]),
-                    "createdAt": None,
-                    "heartbeatAt": None,
-                    "updatedAt": None,
-                    "earlyStopJobRunning": False,
-                    "bestLoss": None,
-                    "controller": None,
-                    "scheduler": None,
-                    "runs": {"edges": []},
-                }
-            }
-        }
-    if "serverInfo" in q.lower() or "ServerInfo" in op:
-        return {
-            "serverInfo": {
-                "cliVersionInfo": {"min_cli_version": "0.0.1", "max_cli_version": "99.0.0"},
-                "latestLocalVersionInfo": {
-                    "outOfDate": False,
-                    "latestVersionString": "99",
-                    "versionOnThisInstanceString": "99",
-                },
-                "features": [],
-            }
-        }
-    if "viewer" in q:
-        return {
-            "viewer": {
-                "id": "u",
-                "flags": "{}",
-                "entity": "local",
-                "username": "local",
-                "email": "x@localhost",
-                "name": "local",
-                "admin": False,
-                "apiKeys": {"edges": []},
-                "teams": {"edges": [{"node": {"name": "local"}}]},
-            }
-        }
-    if "__type" in q:
-        return {
-            "__type": {"fields": []},
-            "QueryType": {"fields": []},
-            "MutationType": {"fields": []},
-            "ServerInfoType": {"fields": []},
-        }
-    return {}
+def upsert_sweep(given: Answer) -> Answer:
+    """Take the sweep's file."""
+    SWEEP.update(yaml.safe_load(given["config"]))
+    project = {"id": "p", "name": given.get("projectName") or "amrs", "entity": {"id": "e", "name": "local"}}
+    faults = sweeps.schema_violations_from_proposed_config(SWEEP)
+    return {"upsertSweep": {"sweep": {"name": NAME, "project": project}, "configValidationWarnings": faults}}
 
 
-class H(BaseHTTPRequestHandler):
-    def log_message(self, *a):
-        pass
+def create_agent(given: Answer) -> Answer:
+    """Every agent is the same."""
+    return {"createAgent": {"agent": {"id": AGENT}}}
 
-    def do_GET(self):
-        self._out({})
 
-    def _out(self, d):
-        b = json.dumps(d).encode()
+def heartbeat(given: Answer) -> Answer:
+    """What an agent shall do: nothing while it runs something, else the next run, or exit."""
+    busy = bool(json.loads(given["runState"] or "{}"))
+    commands = [] if busy else [next_command()]
+    return {"agentHeartbeat": {"agent": {"id": AGENT}, "commands": json.dumps(commands)}}
+
+
+def next_command() -> Answer:
+    """The engine's next proposal as a command."""
+    random.seed(len(RUNS))
+    np.random.seed(len(RUNS))
+    run = sweeps.next_run(sweeps.SweepConfig(SWEEP), RUNS) if len(RUNS) < LIMIT else None
+    if run is None:
+        return {"type": "exit"}
+    RUNS.append(run)
+    run.name, run.state = f"stubrun{len(RUNS)}", "finished"
+    run.summary_metrics = {SWEEP["metric"]["name"]: 0.5}
+    given = json.loads(json.dumps(run.config, default=float))
+    return {"type": "run", "run_id": run.name, "args": given, "program": SWEEP["program"]}
+
+
+def sweep(given: Answer) -> Answer:
+    """The sweep as an agent reads it back."""
+    absent = ("description", "createdAt", "heartbeatAt", "updatedAt", "bestLoss", "controller", "scheduler")
+    found = {**dict.fromkeys(absent), "id": "s", "name": NAME, "method": SWEEP["method"],
+             "config": yaml.safe_dump(SWEEP), "earlyStopJobRunning": False, "runs": {"edges": []},
+             "state": "RUNNING"}  # fmt: skip
+    return {"project": {"sweep": found}}
+
+
+def server_info(given: Answer) -> Answer:
+    """Any version will do."""
+    newest = {"outOfDate": False, "latestVersionString": "99", "versionOnThisInstanceString": "99"}
+    versions = {"min_cli_version": "0.0.1", "max_cli_version": "99.0.0"}
+    return {"serverInfo": {"cliVersionInfo": versions, "latestLocalVersionInfo": newest, "features": []}}
+
+
+def viewer(given: Answer) -> Answer:
+    """Somebody who is logged in."""
+    names = dict.fromkeys(("entity", "username", "name"), "local")
+    teams = {"edges": [{"node": {"name": "local"}}]}
+    who = {"id": "u", "flags": "{}", "email": "x@localhost", "admin": False, "apiKeys": {"edges": []}}
+    return {"viewer": {**who, **names, "teams": teams}}
+
+
+def types(given: Answer) -> Answer:
+    """No type has a field that an older client would not know."""
+    return {name: {"fields": []} for name in ("__type", "QueryType", "MutationType", "ServerInfoType")}
+
+
+ANSWERS: list[tuple[str, Callable[[Answer], Answer]]] = [
+    ("upsertSweep", upsert_sweep), ("createAgent", create_agent), ("agentHeartbeat", heartbeat),
+    (r"sweep\(", sweep), ("[sS]erverInfo", server_info), ("viewer", viewer), ("__type", types),
+]  # fmt: skip
+"""What a query must hold, and who answers it; the first that fits."""
+
+
+def answer(query: str, given: Answer) -> Answer:
+    """Answer a GraphQL query with its variables."""
+    print(re.findall(r"\w+", query)[:2], sorted(given), file=sys.stderr, flush=True)
+    return next((found(given) for pattern, found in ANSWERS if re.search(pattern, query)), {})
+
+
+class Handler(BaseHTTPRequestHandler):
+    """GraphQL by POST; whatever is asked by GET is empty."""
+
+    def log_message(self, *words: Any) -> None:
+        """Say nothing of addresses."""
+
+    def do_GET(self) -> None:
+        self.reply({})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        try:
+            asked = json.loads(body)
+            self.reply({"data": answer(asked["query"], asked.get("variables") or {})})
+        except Exception as error:
+            print(self.path, repr(error), body[:200], file=sys.stderr, flush=True)
+            self.reply({"errors": [{"message": repr(error)}]})
+
+    def reply(self, content: Answer) -> None:
+        data = json.dumps(content).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(b)))
+        self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(b)
-
-    def do_POST(self):
-        d = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        try:
-            j = json.loads(d)
-            self._out({"data": answer(j["query"], j.get("variables") or {})})
-        except Exception as e:
-            print("ERR", self.path, repr(e), d[:200], file=sys.stderr, flush=True)
-            self._out({"errors": [{"message": repr(e)}]})
+        self.wfile.write(data)
 
 
-ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), H).serve_forever()
+if __name__ == "__main__":
+    ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()

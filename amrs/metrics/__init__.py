@@ -5,7 +5,16 @@ tracks, `intervals` resamples users, and `gains` compares a policy with Copycat.
 (one class only, no pair of tracks) is NaN here and is left out of the report there.
 """
 
-from amrs.metrics.calibration import ece, ks_uniform, levels, mapped, pit, quantile_map, reliability
+from amrs.metrics.calibration import (
+    ece,
+    ks_uniform,
+    levels,
+    mapped,
+    pit,
+    quantile_map,
+    reliability,
+    reliability_bins,
+)
 from amrs.metrics.diversity import DIVERSITY, Lists, equal_lengths, unit
 from amrs.metrics.fidelity import auroc, coverage, crps, interval_from_cdf, mae, r2, within_person_sd
 from amrs.metrics.gains import gain_rows, logged_share
@@ -29,6 +38,6 @@ __all__ = [
     "DIVERSITY", "Estimate", "Lists", "Statistic", "auroc", "auroc_interval", "coverage", "crps", "ece",
     "equal_lengths", "gain_rows", "interval_from_cdf", "ks_uniform", "levels", "logged_share", "mae",
     "mae_interval", "mapped", "mean_interval", "mean_of", "pit", "pseudo_values", "quantile_map", "r2",
-    "r2_interval", "r2_of", "reliability", "resampled_users", "studentised", "unit", "user_bootstrap",
-    "user_sums", "within_person_sd",
+    "r2_interval", "r2_of", "reliability", "reliability_bins", "resampled_users", "studentised", "unit",
+    "user_bootstrap", "user_sums", "within_person_sd",
 ]  # fmt: skip

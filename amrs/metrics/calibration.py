@@ -24,23 +24,33 @@ class Reliability(NamedTuple):
     count_B: Ints
 
 
-def reliability(label_N: npt.ArrayLike, probability_N: npt.ArrayLike, bins: int = 10) -> Reliability:
-    """`bins` bins of equal count, ordered by probability; fewer observations than bins make bins of one.
+def reliability_bins(
+    label_N: npt.ArrayLike, probability_N: npt.ArrayLike, bins: int = 10
+) -> tuple[Floats, Ints]:
+    """Labels (N,) with equal predictions sharing their mean, and the bin of each (N,).
 
-    Equal predictions share their mean label first, so the order of rows does not matter where a bin's edge
-    falls between them.
+    `bins` bins of equal count, ordered by probability; fewer observations than bins make bins of one. Labels
+    are shared, so the order of rows does not matter where a bin's edge falls between equal predictions.
     """
     label_N, probability_N = observed(label_N, probability_N)
     binary(label_N)
     n = len(label_N)
-    if n == 0:
-        return Reliability(np.zeros(0), np.zeros(0), np.zeros(0, np.int64))
     _, group_N, size_V = np.unique(probability_N, return_inverse=True, return_counts=True)
-    share_N = (np.bincount(group_N, weights=label_N) / size_V)[group_N]
-    order_N = np.argsort(probability_N, kind="stable")
+    share_N = (np.bincount(group_N, weights=label_N) / size_V)[group_N] if n else label_N
     start_B = np.arange(bins) * n // bins if n >= bins else np.arange(n)
-    count_B = np.diff(np.r_[start_B, n]).astype(np.int64)
-    predicted_B, share_B = (np.add.reduceat(x[order_N], start_B) / count_B for x in (probability_N, share_N))
+    bin_N = np.empty(n, np.int64)
+    bin_N[np.argsort(probability_N, kind="stable")] = np.repeat(
+        np.arange(len(start_B)), np.diff(np.r_[start_B, n])
+    )
+    return share_N, bin_N
+
+
+def reliability(label_N: npt.ArrayLike, probability_N: npt.ArrayLike, bins: int = 10) -> Reliability:
+    """The curve over the bins of `reliability_bins`."""
+    share_N, bin_N = reliability_bins(label_N, probability_N, bins)
+    count_B = np.bincount(bin_N)
+    (probability_N,) = observed(probability_N)
+    predicted_B, share_B = (np.bincount(bin_N, x_N) / count_B for x_N in (probability_N, share_N))
     return Reliability(predicted_B, share_B, count_B)
 
 

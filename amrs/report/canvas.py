@@ -8,6 +8,8 @@ colour, and the text alternative holds the numbers.
 import io
 import re
 from collections.abc import Sequence
+from html import escape
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -32,13 +34,37 @@ DASHED: Any = {
     "color": PLACEHOLDERS["muted"], "linewidth": 0.8, "linestyle": (0, (4, 3)), "zorder": 1,
 }  # fmt: skip
 
+_LEADER: Any = {
+    "arrowstyle": "-", "color": PLACEHOLDERS["muted"], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2,
+}  # fmt: skip
+"""From a name to its point."""
+
 
 class Panel(NamedTuple):
-    """One small figure: its heading, the SVG, and what it shows in words."""
+    """One small figure: its heading, the SVG, and what it shows in words.
+
+    A notebook shows it as a picture of its own in the page's light colours.
+    """
 
     title: str
     svg: str
     alt: str
+
+    def _repr_svg_(self) -> str:
+        css = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+        light = dict(re.findall(r"--(\w+): (#\w+)", css[: css.index("}")]))
+        width, height = map(float, re.findall(r"[\d.]+", self.svg.partition('viewBox="')[2])[2:4])
+        head = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 -22 {width:g} {height + 22:g}" '
+            f'width="{1.3 * width:g}"><rect y="-22" width="100%" height="100%" fill="{light["card"]}"/>'
+            f'<text x="8" y="-7" fill="{light["ink"]}" font-family="sans-serif" font-size="10.5" '
+            f'font-weight="bold">{escape(self.title)}</text>'
+        )
+        drawing = re.sub(r"var\(--(\w+)\)", lambda found: light[found[1]], self.svg)
+        return head + drawing.partition(">")[2]
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(f"{self.title}: {self.alt}")
 
 
 def canvas(height: float) -> tuple[Figure, Axes]:
@@ -96,25 +122,31 @@ def name_places(axes: Axes, names: Sequence[str]) -> None:
 
 
 def tag(figure: Figure, axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
-    """Names beside points, each pushed up until it clears those already written."""
-    axes.margins(x=0.12, y=0.14)
+    """Names beside points, each pushed up until it clears all points and names, with a line to its point."""
+    axes.margins(x=0.12, y=0.18)
     figure.draw_without_rendering()
     left, right = axes.get_window_extent().x0, axes.get_window_extent().x1
-    taken: list[tuple[float, float, float]] = []
-    for name, x, y in sorted(points, key=lambda point: point[2]):
+    spots: list[tuple[str, float, float, float, float]] = []
+    for name, x, y in points:
         at_x, at_y = axes.transData.transform((x, y))
+        spots.append((name, x, y, float(at_x), float(at_y)))
+    taken = [(at_x - 4, at_x + 4, at_y) for *_, at_x, at_y in spots]
+    for name, x, y, at_x, at_y in sorted(spots, key=lambda spot: spot[4]):
         flip = at_x > left + 0.62 * (right - left)
         width = 5.6 * len(name) * figure.dpi / 72
-        start = at_x - width if flip else at_x
-        rise = 4.0
-        while any(abs(at_y + rise - other_y) < 11 and start < end and begin < start + width
-                  for begin, end, other_y in taken):  # fmt: skip
-            rise += 4.0
+        start = at_x - width - 6 if flip else at_x + 6
+        rise = next(rise for rise in range(0, 400, 4) if _clear(taken, start, start + width, at_y + rise))
         taken.append((start, start + width, at_y + rise))
         axes.annotate(
-            name, (x, y), xytext=(-5 if flip else 5, rise * 72 / figure.dpi), textcoords="offset points",
-            ha="right" if flip else "left", fontsize=8, color=PLACEHOLDERS["ink"], zorder=4,
+            name, (x, y), xytext=(-6 if flip else 6, rise * 72 / figure.dpi), textcoords="offset points",
+            ha="right" if flip else "left", va="center", fontsize=8, color=PLACEHOLDERS["ink"], zorder=4,
+            arrowprops=_LEADER if rise > 4 else None,
         )  # fmt: skip
+
+
+def _clear(taken: Sequence[tuple[float, float, float]], start: float, end: float, y: float) -> bool:
+    """Whether a line of text at height `y` meets nothing that is there."""
+    return not any(abs(y - other) < 11 and start < last and first < end for first, last, other in taken)
 
 
 def drawn(title: str, figure: Figure, alt: str) -> Panel:

@@ -26,6 +26,9 @@ _PATHS = {"copycat": ("other", "o"), "dpo": ("judge", "D")}
 """Colour and marker of each policy of an example."""
 _BEFORE_AFTER = {"world_model": ("model", "o"), "recalibrated": ("other", "^")}
 """Colour and marker of the world model and of it recalibrated."""
+_SOURCES = {"log": ("other", "o", "the log's own tracks, against the log"),
+            "random": ("model", "D", "random tracks, against the truth")}  # fmt: skip
+"""Colour, marker and words of what replays are held against."""
 
 
 def fidelity_panels(report: Report) -> list[Panel]:
@@ -62,13 +65,15 @@ def example_panels(examples: Sequence[Mapping[str, Any]]) -> list[Panel]:
             ink = PLACEHOLDERS[colour]
             axes.plot(across, up, "-", color=ink, linewidth=1.1, zorder=2)
             axes.plot(across[len(start) :], up[len(start) :], marker, color=ink, markersize=3.5, zorder=3)
-            axes.plot(across[-1:], up[-1:], marker, color=ink, markersize=9, zorder=4)
+            axes.plot(across[-1:], up[-1:], marker, color=ink, markersize=9, zorder=4,
+                      label=label(example["policy"]))  # fmt: skip
             if start:
                 axes.plot(*start[0], "x", color=PLACEHOLDERS["ink"], markersize=8, zorder=4)
             told.append(f"{label(example['policy'])} ends at valence {across[-1]:.2f}, arousal {up[-1]:.2f}")
         axes.grid(axis="y")
         axes.set_xlabel("Expected valence (0 to 1)")
         axes.set_ylabel("Expected arousal (0 to 1)")
+        axes.legend(frameon=False, fontsize=8, markerscale=0.6)
         panels.append(drawn(f"A session in mode {mode}", figure, "; ".join(told) + "."))
     return panels
 
@@ -84,23 +89,57 @@ def reliability_panels(report: Report) -> list[Panel]:
             continue
         figure, axes = canvas(2.9)
         for subject, (colour, marker) in _BEFORE_AFTER.items():
-            points = [(across[key].value, row.value) for key, row in up.items() if key[0] == subject]
-            if points:
-                ink = PLACEHOLDERS[colour]
-                axes.plot(*zip(*points, strict=True), marker, linestyle="-", color=ink, linewidth=1.0,
-                          markersize=5.0, label=label(subject), zorder=3)  # fmt: skip
+            mine = [(across[key].value, row) for key, row in up.items() if key[0] == subject]
+            for place, row in mine:
+                standing(axes, row, place, colour, marker)
+            if mine:
+                axes.plot(*zip(*((place, row.value) for place, row in mine), strict=True), marker,
+                          linestyle="-", color=PLACEHOLDERS[colour], linewidth=0.8, markersize=4.5,
+                          label=label(subject), zorder=3)  # fmt: skip
+        shown_part = axes.axis()
         axes.axline((0.0, 0.0), slope=1.0, **DASHED)
+        axes.axis(shown_part)  # the diagonal's own point at 0 would widen it
         axes.set_xlabel("predicted probability")
         axes.set_ylabel("observed share")
         axes.legend(frameon=False, fontsize=8)
         shown = [row for key, row in up.items() if key[0] == "world_model"]
-        title = f"{label(signal)}, n\u00a0=\u00a0{sum(row.n for row in shown):,}"
-        drawn = panel(title, figure, f"Reliability of {label(signal)}", list(up.values()), by="subject")
         words = "; ".join(
-            f"{label(key[0])} predicted {across[key].value:.2f}, observed {row.value:.2f}"
+            f"{label(key[0])} predicted {across[key].value:.2f}, observed {cell(row)}"
             for key, row in up.items()
         )
-        panels.append(drawn._replace(alt=f"Reliability of {label(signal)}, bin by bin: {words}."))
+        alt = f"Reliability of {label(signal)}, bin by bin, with 95 % intervals: {words}."
+        panels.append(drawn(f"{label(signal)}, n\u00a0=\u00a0{sum(row.n for row in shown):,}", figure, alt))
+    return panels
+
+
+def horizon_panels(report: Report) -> list[Panel]:
+    """Error of replays by how many tracks ahead they look, one panel a signal."""
+    panels = []
+    for signal, _ in MAIN_FIT:
+        rows = [row for row in report.rows if row.split == "mean" and row.signal == signal
+                and row.metric == "rollout_error" and row.group.startswith("horizon:")]  # fmt: skip
+        if not rows:
+            continue
+        figure, axes = canvas(2.6)
+        axes.set_xscale("log", base=2)
+        places = {row.group: int(row.group.rpartition(":")[2]) for row in rows}
+        for source, (colour, marker, words) in _SOURCES.items():
+            mine = [row for row in rows if row.group.startswith(f"horizon:{source}:")]
+            for row in mine:
+                standing(axes, row, places[row.group], colour, marker)
+            if mine:
+                axes.plot([places[row.group] for row in mine], [row.value for row in mine], marker,
+                          linestyle="-", color=PLACEHOLDERS[colour], linewidth=0.8, markersize=4.5,
+                          label=words)  # fmt: skip
+        ticks = sorted(set(places.values()))
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.set_xticks([], minor=True)
+        axes.set_ylim(bottom=0.0)
+        axes.set_xlabel("tracks ahead")
+        axes.set_ylabel("error (scale points)")
+        axes.legend(frameon=False, fontsize=8)
+        title = f"{label(signal)}, {counts(rows)}"
+        panels.append(panel(title, figure, f"Error of {signal} by tracks ahead", rows, by="group"))
     return panels
 
 

@@ -1,6 +1,6 @@
 """The page: one self-contained HTML file, from the rows and the provenance of a report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ import jinja2
 from markupsafe import Markup
 from omegaconf import OmegaConf
 
-from amrs.report import figures, stress, tables, words
+from amrs.report import figures, prose, stress, tables, words
 from amrs.report.canvas import Panel
 from amrs.report.rows import Report
 from amrs.report.tables import Table
@@ -19,12 +19,16 @@ _KNOWN = {
 
 
 class Part(NamedTuple):
-    """A figure of several panels or a table, with the paragraph that explains it."""
+    """A heading, the paragraph that explains what follows, figures of several panels, and tables.
 
+    `legend` names what the panels' marks stand for: some of realised, judge, labeller, limit.
+    """
+
+    title: str
     text: str
-    panels: list[Panel]
-    tables: list[Table]
-    legend: str = ""
+    panels: Sequence[Panel]
+    tables: Sequence[Table]
+    legend: Sequence[str] = ()
 
 
 class Chapter(NamedTuple):
@@ -36,20 +40,24 @@ class Chapter(NamedTuple):
     parts: list[Part]
 
 
-def render(report: Report) -> str:
-    """The whole page as HTML text. Nothing in it comes from a network, and all text is escaped."""
+def templates() -> jinja2.Environment:
+    """The templates beside this file; all text is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters["svg"] = Markup
-    style = Markup((Path(__file__).parent / "page.css").read_text(encoding="utf-8"))
+    environment.globals["style"] = Markup((Path(__file__).parent / "page.css").read_text(encoding="utf-8"))
+    return environment
+
+
+def render(report: Report) -> str:
+    """The whole page as HTML text. Nothing in it comes from a network, and all text is escaped."""
     provenance = report.provenance
-    return environment.get_template("page.html.j2").render(
-        style=style,
+    return templates().get_template("page.html.j2").render(
         title=provenance.get("title", "Affective music recommendation: what was learned offline"),
         stressed=bool(report.find(section="gate")),
-        verdicts=list(provenance.get("verdicts", {}).values()),
+        verdicts=stress.verdicts(provenance.get("verdicts", {})),
         sentence=words.gain_sentence(report),
         realised=bool(report.find(section="realised")),
         findings=_findings(report),
@@ -74,49 +82,72 @@ def _findings(report: Report) -> list[tuple[str, list[words.Finding]]]:
 
 
 def _chapters(report: Report) -> list[Chapter]:
-    data = tables.data_table(report.provenance.get("data", []))
     return [
-        Chapter("data", "The data", _DATA, _parts(("", [], data))),
-        Chapter("model", "Can the world model be believed?", _MODEL, _parts(
-            (_FIT, figures.fidelity_panels(report), tables.fidelity_table(report)),
-            (_REST, [], tables.fidelity_rest(report)),
-            (_RELIABILITY, figures.reliability_panels(report), None),
-            (_PIT, figures.pit_panels(report), None),
-            ("", [], tables.fidelity_groups(report)),
-            ("", [], tables.ablation_table(report)),
-            *((_TRUST if number == 0 else "", [], table)
-              for number, table in enumerate(tables.trust_tables(report))),
-        )),
-        Chapter("policies", "What do the policies do?", _POLICIES, _parts(
-            (_GAIN, figures.gain_panels(report), tables.gain_table(report), "ways"),
-            (_GROUPS, figures.group_panels(report), tables.gain_groups(report)),
-            (_PLANE, figures.plane_panels(report), tables.diversity_table(report)),
-            (_FRONT, figures.front_panels(report), tables.front_table(report)),
-            ("", [], tables.mean_table(report)),
-            (_OFF_POLICY, [], tables.off_policy_table(report)),
-            (_EXAMPLES, figures.example_panels(report.provenance.get("examples", [])),
-             tables.example_table(report.provenance.get("examples", []))),
-        )),
-        Chapter("harm", "Who might be harmed?", _HARM, _parts(
-            ("", [], stress.harm_table(report)),
-            (_GATE, [], stress.gate_table(report)),
-            (_BREAKING, [], stress.breaking_table(report)),
-            (_WORST, [], stress.worst_table(report.provenance.get("worst_cases", []))),
-            (_WORLDS, [], stress.world_table(report)),
-        )),
-        Chapter("truth", "Do predicted gains come true?", _TRUTH,
-                _parts((_DIAGONAL, figures.truth_panels(report), None, "ways"),
-                       ("", [], tables.honesty_table(report)), ("", [], tables.choosing_table(report)))),
+        Chapter("data", "The data", prose.DATA, _kept(
+            _part("", "", (), tables.data_table(report.provenance.get("data", []))))),
+        Chapter("model", "Can the world model be believed?", _about_model(report), _kept(*_model(report))),
+        Chapter("policies", "What do the policies do?", prose.POLICIES, _kept(*_policies(report))),
+        Chapter("harm", "Who might be harmed?", prose.HARM, _kept(*_harm(report))),
     ]  # fmt: skip
 
 
-def _parts(*given: tuple[Any, ...]) -> list[Part]:
+def _about_model(report: Report) -> str:
+    measured = any(row.metric == "rollout_error" for row in report.rows)
+    return prose.MODEL if measured else prose.MODEL + prose.NO_HORIZON
+
+
+def _model(report: Report) -> list[Part]:
+    return [
+        _part("Against baselines", prose.FIT, figures.fidelity_panels(report), tables.fidelity_table(report)),
+        _part("Do probabilities mean what they say?", prose.RELIABILITY, figures.reliability_panels(report)),
+        _part("Are predicted distributions the right width?", prose.PIT, figures.pit_panels(report)),
+        _part("", prose.REST, (), tables.fidelity_rest(report)),
+        _part("How far ahead?", prose.HORIZON, figures.horizon_panels(report)),
+        _part("For whom?", "", (), tables.fidelity_groups(report)),
+        _part("What each part contributes", "", (), tables.ablation_table(report)),
+        _part("Studies of trust", prose.TRUST, (), *tables.trust_tables(report)),
+    ]
+
+
+def _policies(report: Report) -> list[Part]:
+    examples = report.provenance.get("examples", [])
+    return [
+        _part("Gain over Copycat", prose.GAIN, figures.gain_panels(report), tables.gain_table(report),
+              legend=("realised", "judge", "labeller")),
+        _part("For whom?", prose.GROUPS, figures.group_panels(report), tables.gain_groups(report)),
+        _part("What a gain costs", prose.PLANE, figures.plane_panels(report), tables.diversity_table(report)),
+        _part("The front between signals", prose.FRONT, figures.front_panels(report),
+              tables.front_table(report)),
+        _part("Do predicted gains come true?", prose.DIAGONAL, figures.truth_panels(report),
+              tables.honesty_table(report), tables.choosing_table(report), legend=("judge", "labeller")),
+        _part("What the log itself says", prose.OFF_POLICY, (), tables.off_policy_table(report)),
+        _part("Example sessions", prose.EXAMPLES, figures.example_panels(examples),
+              tables.example_table(examples)),
+        _part("Every mean", "", (), tables.mean_table(report)),
+    ]  # fmt: skip
+
+
+def _harm(report: Report) -> list[Part]:
+    return [
+        _part("Sessions that end worse", "", stress.harm_panels(report), stress.harm_table(report),
+              legend=("realised", "judge", "limit")),
+        _part("The gate", prose.GATE, (), stress.gate_table(report)),
+        _part("How wrong may the judge be?", prose.BREAKING, (), stress.breaking_table(report)),
+        _part("Worst histories", prose.WORST, (),
+              stress.worst_table(report.provenance.get("worst_cases", []))),
+        _part("The gate itself, tried", prose.WORLDS, (), stress.world_table(report)),
+    ]  # fmt: skip
+
+
+def _part(
+    title: str, text: str, panels: Sequence[Panel], *found: Table | None, legend: Sequence[str] = ()
+) -> Part:
+    return Part(title, text, panels, [table for table in found if table], legend)
+
+
+def _kept(*parts: Part) -> list[Part]:
     """The parts that hold anything."""
-    parts = []
-    for text, panels, table, *legend in given:
-        if panels or table:
-            parts.append(Part(text, panels, [table] if table else [], legend[0] if legend else ""))
-    return parts
+    return [part for part in parts if part.panels or part.tables]
 
 
 def _text(value: Any) -> str:
@@ -133,122 +164,3 @@ def _pairs(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(value, (list, tuple)):
         return [(prefix, ", ".join(map(str, value)))]
     return [(prefix, "none" if value is None else str(value))]
-
-
-_DATA = (
-    "Cold start here means listeners that nothing was trained on. Users are ranked by a salted hash of their "
-    "id and cut at exact counts, so no user, session or label is in two parts. Training users give every "
-    "parameter and statistic; validation users decide when training stops, what the baselines' settings are "
-    "and how predictions are recalibrated; test users give the figures. Tracks are shared between the parts. "
-    "When a session is predicted, what the same user did and reported before it is an input; its own final "
-    "report never is. Counts below are of the first split. A column that begins with missing is the share "
-    "without that label; missing is left missing, never filled in, and reports are seldom missing at random."
-)
-_MODEL = (
-    "Every policy below was trained and judged inside a learned model of listeners. It was fitted to "
-    "training users and is scored here on users it has never seen (strict cold start), beside what a "
-    "careful statistician would use instead. Much of a high R2 is the person and the mood before the "
-    "session; the gap to the track-blind model is what knowing the tracks adds, and only that part can "
-    "choose music."
-)
-_FIT = (
-    "R2 is the share of variance explained about the mean of the training users, so 0 means no better than "
-    "that mean and less than 0 worse. AUROC is the chance that a liked track scores above a disliked one. "
-    "Lines are 95 % intervals that draw users, not sessions."
-)
-_REST = (
-    "MAE is the mean absolute error in scale points. CRPS scores the whole predictive distribution (lower "
-    "is better). Coverage is the share of observations inside the central predictive interval (mass on an "
-    "end counts by its share inside): it should equal the interval's level. ECE is the mean gap between "
-    "predicted and observed shares over ten bins of equal count."
-)
-_RELIABILITY = (
-    "Where a probability means what it says, points lie on the dashed diagonal. Each point is a tenth of the "
-    "held-out predictions. Triangles are the same predictions recalibrated on validation users, shown only "
-    "where that helped those users."
-)
-_PIT = (
-    "The level at which each observation fell in its predicted distribution (randomised PIT). Calibrated "
-    "distributions are flat at the dashed line; a heap in the middle says too wide, at the ends too narrow, "
-    "to one side biased. Circles: the world model; triangles: recalibrated."
-)
-_TRUST = (
-    "Studies of trust. Disagreement is the standard deviation between the members' expectations: what more "
-    "listeners would remove. The trusted horizon is the last number of tracks up to which the 90 % upper "
-    "bound of the error stays under the tolerance: against the log by bias and by what rolling out adds, "
-    "against the platform's truth (lists of random tracks) by the whole error. Told apart is the AUROC of "
-    "boosted trees between logged and simulated sessions of the same users; .5 says that they cannot be."
-)
-_POLICIES = (
-    "Copycat imitates the service that made the logs; every gain is a difference to it for the same "
-    "sessions of held-out users. Scales run from 0 to 1. Valence, engagement and rating count upwards; "
-    "arousal counts upwards in energize and downwards in calm and sleep, and modes without a direction are "
-    "left out. Modes weigh as in the logs."
-)
-_GAIN = (
-    "Three ways of knowing a gain. Realised: the expected signals under the platform's true dynamics "
-    "(synthetic platform only). Judge: a world model trained on users that labelled no training pair. "
-    "Labeller: the world model that made the training pairs, whose own figure is expected to flatter the "
-    "policy that it trained."
-)
-_GROUPS = (
-    "The same gain for each cohort and mode. Small groups have wide intervals: read those, not the dots."
-)
-_PLANE = (
-    "What a gain costs. KL measures how far a policy moved from Copycat; the effective number of tracks is "
-    "exp(entropy) of everything it recommended. A good policy gains upwards without moving far right in "
-    "the first panel or far left in the second."
-)
-_FRONT = (
-    "What one signal costs in the other. Each point is a DPO policy of its own, within the same budget of "
-    "divergence; the number beside it is valence's share of the weight that valence and arousal have "
-    "together. Points below and to the left of another are not worth having; where intervals overlap, "
-    "nothing is told."
-)
-_EXAMPLES = (
-    "One session per mode from its start to its end, with the same listener and the same luck under both "
-    "policies: not the best, but the one whose gain in valence is the median of its mode. Points are the "
-    "report expected if the session ended after that track; the cross is the report before the session. "
-    "Circles: Copycat; diamonds: DPO; the large marks are the last tracks."
-)
-_OFF_POLICY = (
-    "Off-policy estimates need no model of the listener: they weigh logged sessions by how much likelier the "
-    "policy would have made their tracks. Where few sessions carry the weight, nothing is told. Reports that "
-    "were not given are not made up: the figures are of the reports that would be given. With propensities "
-    "estimated by Copycat they speak of production tilted as the policy tilts Copycat, and inherit what "
-    "Copycat gets wrong."
-)
-_HARM = (
-    "A mean can rise while some listeners fall. Harm is the share of sessions in which the listener would "
-    "expect to feel worse by more than .02 than under Copycat: the same listener, state and mode, averaged "
-    "over paired simulations; a session that was left counts at its last state. Copycat against itself under "
-    "other luck shows what the simulations' own noise would count as harm. For clinical listeners the upper "
-    "end of the interval matters more than the mean."
-)
-_GATE = (
-    "Every threshold must hold before a policy may be exported; configs/gate.yaml gives the reasons. The "
-    "figures are the judge's or of held-out reports. What was realised never enters: where a policy is to be "
-    "used, nobody knows it."
-)
-_BREAKING = (
-    "How wrong the judge would have to be until the gain is gone: shrinking every response (1 takes all of "
-    "it), lag in affect, tracks that sound alike, a share of tracks heard as their opposites, noise in the "
-    "judge's heads, and a hidden common cause of tracks and affect, as a factor on the odds of a track "
-    "(Tan 2006) at which the gain's lower bound is gone. Not broken: not within what was tried."
-)
-_WORST = (
-    "A bounded search among test users' real histories, with feedback exchanged for feedback that somebody "
-    "gave, for those on which a policy does worst against Copycat in the judge; re-simulated under new luck."
-)
-_WORLDS = (
-    "The gate itself, tried in many small worlds: in traps nothing that passes is right, in worlds with an "
-    "effect a pass is."
-)
-_TRUTH = (
-    "On the synthetic platform the truth is known, so the judge's and the labeller's predictions can be "
-    "checked."
-)
-_DIAGONAL = (
-    "On the dashed diagonal a prediction came true; below it (for gains above 0) the gain was promised but "
-    "not delivered. Names stand at the judge's points."
-)

@@ -25,7 +25,7 @@ MODELS = (
 )  # fmt: skip
 POLICIES = (
     "random", "popularity", "production", "copycat", "greedy", "boltzmann", "soft_boltzmann", "best_of_n",
-    "dpo",
+    "dpo", "own",
 )  # fmt: skip
 SIGNALS = (
     "engagement", "rating", "valence", "arousal", "left", "rated", "reported", "utility", "all",
@@ -46,9 +46,9 @@ METRICS = (
     "slope_coverage", "share_of_ceiling", "too_few_users",
     "pass_rate",
 )  # fmt: skip
-# ablation:<name>, dpo:<sampler>, dpo:<sampler>:<loss>, tilt:<of a policy, by its property and strength>,
-# front:<share of valence's weight>
-_VARIANT = re.compile(r"ablation:\w+|dpo:\w+(:\w+)?|tilt:[\w.]+|front:[\w.]+")
+# ablation:<name>, dpo:<sampler>, dpo:<sampler>:<loss>, own:<a policy of the user's>,
+# tilt:<of a policy, by its property and strength>, front:<share of valence's weight>
+_VARIANT = re.compile(r"ablation:\w+|dpo:\w+(:\w+)?|own:\w+|tilt:[\w.]+|front:[\w.]+")
 GROUPS = ("cohort", "mode", "known", "bin", "users", "horizon", "gamma", "distance", "genres", "compared",
           "perturbed", "history", "worst", "world", "missing", "estimator", "propensities", "sessions",
           "reports", "pre_report", "artists")  # fmt: skip

@@ -1,10 +1,12 @@
-"""Tables of the chapter on who might be harmed: harm, what breaks a gain, histories, and the gate."""
+"""The chapter on who might be harmed: verdicts, harm, what breaks a gain, histories, and the gate."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+from amrs.report.canvas import DASHED, STYLE, Panel, canvas, dot, name_places, panel
 from amrs.report.rows import POLICIES, Report, Row
 from amrs.report.tables import Cell, Table, row_cell
-from amrs.report.words import label, number, subjects
+from amrs.report.words import counts, label, number, subjects
 
 _PERTURBED = {
     "reactivity": "Reactivity shrunk by", "inertia": "Inertia", "track_effect": "Track effect shrunk by",
@@ -13,17 +15,105 @@ _PERTURBED = {
 }  # fmt: skip
 
 
+def _tried(report: Report, section: str) -> list[str]:
+    """Policies of a section, DPO first: it is the one that was asked about."""
+    return sorted(subjects(report, section, POLICIES), key=_dpo_first)
+
+
+def _dpo_first(name: str) -> bool:
+    return not name.startswith("dpo")
+
+
+class Verdict(NamedTuple):
+    """What the gate says of a policy, and each threshold that failed."""
+
+    text: str
+    failed: list[str]
+
+
+def verdicts(said: Mapping[str, str]) -> list[Verdict]:
+    """The gate's sentences (`amrs.gate.verdict`), those on DPO first, with their reasons as lists."""
+    found = []
+    for name in sorted(said, key=_dpo_first):
+        text, reasons, failed = said[name].partition(" of the gate: ")
+        if reasons and "Split 0:" not in text:
+            found.append(Verdict(f"{text} of the gate.", failed.removesuffix(".").split("; ")))
+        else:
+            found.append(Verdict(said[name], []))
+    return found
+
+
+def harm_panels(report: Report) -> list[Panel]:
+    """Harm of every policy over all sessions, and of DPO by cohort and mode."""
+    rows = _harm_rows(report)
+    every = [row for row in rows if row.group == "all"]
+    names = {
+        name: label(name) if name != "copycat" else "Copycat itself"
+        for name in _tried(report, "stress")
+        if any(row.subject == name for row in every)
+    }
+    mine = [row for row in rows if row.subject == "dpo"]
+    count = {row.group: row.n for row in mine}
+    groups = {group: f"{label(group)} (n = {count[group]:,})" for group in sorted(count, key=_all_first)}
+    panels = []
+    if names:
+        limits = dict.fromkeys(names, _limit(report, "all"))
+        panels.append(_harm_panel(f"Every policy, all sessions, {counts(every)}", every, "subject", names,
+                                  limits))  # fmt: skip
+    if len(groups) > 1:
+        limits = {group: _limit(report, group) for group in groups}
+        panels.append(_harm_panel("DPO, by cohort and mode", mine, "group", groups, limits))
+    return panels
+
+
+def _harm_rows(report: Report) -> list[Row]:
+    """Harm in the judge and where it was realised; the gate's margins of it are other rows."""
+    sections = ("stress", "realised")
+    return [r for r in report.rows if r.metric == "harm" and r.section in sections and r.split == "mean"]
+
+
+def _all_first(group: str) -> tuple[bool, str]:
+    return group != "all", group
+
+
+def _limit(report: Report, group: str) -> float | None:
+    """What the upper end of the judge's interval may be, where the settings name it; modes have no limit."""
+    gate = (report.provenance.get("config") or {}).get("gate") or {}
+    name = {"all": "harm", "cohort": "harm_cohort"}.get(group.partition(":")[0], "")
+    return float(gate[name]) if name in gate else None
+
+
+def _harm_panel(
+    title: str, rows: Sequence[Row], by: str, names: Mapping[str, str], limits: Mapping[str, float | None]
+) -> Panel:
+    figure, axes = canvas(0.9 + 0.34 * len(names))
+    places = {name: place for place, name in enumerate(names)}
+    shown = [row for row in rows if getattr(row, by) in places]
+    for row in shown:
+        colour, marker = STYLE["realised" if row.section == "realised" else "predicted"]
+        shift = -0.13 if row.section == "realised" else 0.13
+        dot(axes, row, places[getattr(row, by)] + shift, colour, marker)
+    for name, limit in limits.items():
+        if limit is not None:
+            axes.plot([limit, limit], [places[name] - 0.45, places[name] + 0.45], **DASHED)
+    name_places(axes, list(names.values()))
+    axes.set_xlim(left=0.0)
+    axes.set_xlabel("share of sessions harmed")
+    return panel(title, figure, f"Harm. {title}", shown, by=by)
+
+
 def harm_table(report: Report) -> Table | None:
-    """Harm by policy and group, in the judge and where it was realised."""
-    rows = [row for row in report.rows if row.metric == "harm" and row.split == "mean"]
+    """Harm by policy and cohort, of DPO by mode, too, in the judge and where it was realised."""
+    rows = _harm_rows(report)
     sections = [name for name in ("stress", "realised") if any(row.section == name for row in rows)]
     if not rows:
         return None
     by_key = {(row.section, row.subject, row.group): row for row in rows}
     lines = []
-    for name in subjects(report, "stress", POLICIES):
+    for name in _tried(report, "stress"):
         groups = [row.group for row in rows if (row.section, row.subject) == ("stress", name)]
-        for group in sorted(groups, key=lambda text: (text != "all", text)):
+        shown = [group for group in groups if name == "dpo" or not group.startswith("mode:")]
+        for group in sorted(shown, key=_all_first):
             found = [by_key.get((section, name, group)) for section in sections]
             who = label(name) if name != "copycat" else "Copycat against itself"
             count = f"{found[0].n:,}" if found[0] else ""
@@ -45,7 +135,7 @@ def breaking_table(report: Report) -> Table | None:
     kinds = [kind for kind in _PERTURBED if any(row.group == f"perturbed:{kind}" for row in rows)]
     by_key = {(row.subject, row.group): row for row in rows}
     lines = []
-    for name in subjects(report, "stress", POLICIES):
+    for name in _tried(report, "stress"):
         found = [by_key.get((name, f"perturbed:{kind}")) for kind in kinds]
         if any(found):
             lines.append([Cell(label(name)), *(_point(row) for row in found)])
@@ -62,7 +152,7 @@ def gate_table(report: Report) -> Table | None:
     rows = [row for row in rows if row.split == "mean" and row.metric != "verdict"]
     if not rows:
         return None
-    names = subjects(report, "gate", POLICIES)
+    names = _tried(report, "gate")
     by_key = {(row.subject, row.metric, row.signal, row.group): row for row in rows}
     lines = []
     for metric, signal, group in dict.fromkeys((row.metric, row.signal, row.group) for row in rows):
@@ -74,7 +164,9 @@ def gate_table(report: Report) -> Table | None:
 
 
 def _margin(row: Row | None) -> Cell:
-    return Cell("not known") if row is None else Cell(f"{row.value:+.4g}")
+    if row is None:
+        return Cell("not known")
+    return Cell(f"{row.value:+.4f}", "failed" if row.value < 0 else "")
 
 
 def world_table(report: Report) -> Table | None:
@@ -86,11 +178,18 @@ def world_table(report: Report) -> Table | None:
     return Table("The gate's operating figures: share of worlds that pass", ["Worlds", "Pass", "n"], lines)
 
 
-def worst_table(cases: Sequence[dict[str, object]]) -> Table | None:
-    """What the adversary found."""
+def worst_table(cases: Sequence[Mapping[str, object]]) -> Table | None:
+    """What the adversary found, for DPO first."""
     if not cases:
         return None
     names = list(cases[0])
-    lines = [[Cell("" if case[name] is None else str(case[name])) for name in names] for case in cases]
+    ordered = sorted(cases, key=lambda case: _dpo_first(str(case["policy"])))
+    lines = [[Cell(_about(name, case[name])) for name in names] for case in ordered]
     header = [name.replace("_", " ").capitalize() for name in names]
     return Table("Worst histories found for each policy", header, lines)
+
+
+def _about(name: str, value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:+.4f}"
+    return "" if value is None else label(str(value)) if name == "policy" else str(value)

@@ -69,7 +69,7 @@ def fidelity_rest(report: Report) -> Table | None:
     )
     signals = [signal for signal, _ in MAIN_FIT]
     pairs.sort(key=lambda pair: (signals.index(pair[0]) if pair[0] in signals else 9, pair[1]))
-    return _grid(report, "fidelity", MODELS, pairs, "Error and calibration on held-out users")
+    return _turned(_grid(report, "fidelity", MODELS, pairs, "Error and calibration on held-out users"))
 
 
 def ablation_table(report: Report) -> Table | None:
@@ -186,15 +186,14 @@ def diversity_table(report: Report) -> Table | None:
         return None
     base = report.one(section="diversity", subject="copycat", metric="effective_tracks")
     if base is None or base.value <= 0:
-        return table
+        return _turned(table)
     rows = []
     for name, line in zip(subjects(report, "diversity", POLICIES), table.rows, strict=True):
         row = report.one(section="diversity", subject=name, metric="effective_tracks")
         share = Cell(f"{100 * row.value / base.value:.0f} %") if row else Cell("")
         rows.append([line[0], share, *line[1:]])
-    return table._replace(
-        header=[table.header[0], "Effective tracks, of Copycat's", *table.header[1:]], rows=rows
-    )
+    header = [table.header[0], "Effective tracks, of Copycat's", *table.header[1:]]
+    return _turned(table._replace(header=header, rows=rows))
 
 
 def front_table(report: Report) -> Table | None:
@@ -295,6 +294,18 @@ def _grid(
     return Table(caption, header, keep)
 
 
+def _turned(table: Table | None) -> Table | None:
+    """Rows as columns, where there are more figures than subjects."""
+    if table is None:
+        return None
+    header = ["Figure", *(line[0].text for line in table.rows)]
+    rows = [
+        [Cell(name), *(line[place] for line in table.rows)]
+        for place, name in enumerate(table.header[1:], start=1)
+    ]
+    return table._replace(header=header, rows=rows)
+
+
 def _by_group(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], caption: str) -> Table | None:
     groups = sorted({row.group for row in rows}, key=_natural)
     shown = [pair for pair in pairs if any((row.signal, row.metric) == pair for row in rows)]
@@ -327,7 +338,8 @@ def _of(signal: str, metric: str) -> str:
     words = label(metric)
     if signal == "all":
         return words
-    return f"{label(signal)} {words if words.isupper() else words[0].lower() + words[1:]}"
+    first = words.replace(",", " ").split()[0]
+    return f"{label(signal)} {words if first.isupper() else words[0].lower() + words[1:]}"
 
 
 def row_cell(row: Row | None) -> Cell:

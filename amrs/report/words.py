@@ -23,7 +23,7 @@ LABELS = {
     "ess": "Effective sessions", "corrected_gain": "Gain corrected by the uplift slope (90 %)",
     "predicted_over_realised": "Predicted over realised", "kendall_tau": "Kendall's tau",
     "gain_over_production": "Gain over production", "tilt": "Tilt",
-    "r2": "R2", "mae": "MAE", "auroc": "AUROC",
+    "r2": "R2", "partial_r2": "Partial R2", "mae": "MAE", "auroc": "AUROC",
     "ece": "ECE", "crps": "CRPS", "coverage_50": "Coverage of 50 %", "coverage_80": "Coverage of 80 %",
     "coverage_95": "Coverage of 95 %", "catalogue_coverage": "Catalogue coverage",
     "entropy": "Entropy (normalised)", "effective_tracks": "Effective tracks",
@@ -196,7 +196,9 @@ def model_findings(report: Report) -> list[Finding]:
             if high < best.value
             else "no clear gap"
         )
-        text = f"{label(metric)} {cell(model)}\nBest baseline, {label(best.subject).lower()}: {cell(best)}"
+        same = [r for r in others if r.subject != "best_baseline" and (r.value, r.n) == (best.value, best.n)]
+        named = same[0] if same else best
+        text = f"{label(metric)} {cell(model)}\nBest baseline, {label(named.subject).lower()}: {cell(best)}"
         blind = rows.get("track_blind")
         text += f"\nThe same model without the session's tracks: {cell(blind)}" if blind is not None else ""
         found.append(Finding(label(signal), tag, text))

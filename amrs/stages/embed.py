@@ -21,7 +21,7 @@ from amrs.runs import Run, RunError
 WINDOW, SHORTEST = 5 * RATE, RATE
 """Samples of a window, and of the shortest tail that is kept: 5 s and 1 s."""
 PARTS = "parts"
-"""Where finished files lie while the run is under way; a resumed run skips them."""
+"""Where rows of files lie while the run is under way; a resumed run tries only those again that failed."""
 _SAVE_EVERY = 50
 _SCHEMA = pa.schema([
     ("track_id", pa.string()), ("file", pa.string()), ("seconds", pa.float32()), ("windows", pa.int32()),
@@ -77,7 +77,7 @@ def run(run: Run, folder: Path) -> None:
     tower = Tower(section, run.config.trainer.accelerator)
     parts = folder / PARTS
     parts.mkdir(exist_ok=True)
-    done = {name for part in sorted(parts.glob("*.parquet")) for name in _read(part)["file"].to_pylist()}
+    done = {row["file"] for part in parts.glob("*.parquet") for row in _known(part) if row["why"] is None}
     todo = [file for file in files if str(file.relative_to(root)) not in done]
     seen: dict[str, str] = {}
     for file in files:  # the first of two files with one id has it
@@ -116,14 +116,17 @@ def _save(parts: Path, rows: list[dict[str, object]]) -> None:
     os.replace(temporary, parts / f"part-{len(list(parts.glob('*.parquet'))):06d}.parquet")
 
 
-def _read(part: Path) -> pa.Table:
-    return pq.read_table(part)
+def _known(part: Path) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = pq.read_table(part, columns=["file", "why"]).to_pylist()
+    return found
 
 
 def _finish(folder: Path) -> None:
-    """All parts as one table and one list of failures."""
+    """All parts as one table and one list of failures; of a file that was tried again, the last row."""
     parts = folder / PARTS
-    table = pa.concat_tables([_read(part) for part in sorted(parts.glob("*.parquet"))]).sort_by("file")
+    table = pa.concat_tables([pq.read_table(part) for part in sorted(parts.glob("*.parquet"))])
+    last = {name: index for index, name in enumerate(table["file"].to_pylist())}
+    table = table.take(list(last.values())).sort_by("file")
     bad = pa.compute.is_valid(table["why"])
     failures, good = table.filter(bad), table.filter(pa.compute.invert(bad)).drop_columns(["why"])
     (folder / "failures.csv").write_text("".join(_lines(failures)), encoding="utf-8")

@@ -1,5 +1,6 @@
 """Judge everything offline, on users that nothing was trained on, and write the report."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,16 @@ import yaml
 from amrs.config import dump
 from amrs.config.stages import StudyName
 from amrs.data import SessionDataModule
-from amrs.example_sessions import example_sessions
 from amrs.execution import environment
 from amrs.fidelity import fidelity
+from amrs.judging import PARTS, policy_rows
 from amrs.lineup import lineup, variants
-from amrs.listeners import ImaginedListeners
 from amrs.models.world_model import WorldModel
 from amrs.off_policy import ask_the_log, off_policy_rows
-from amrs.outcomes import Sessions, choose_sessions, diversity_rows, gain_rows, roll_out, utility_rows
+from amrs.outcomes import Sessions, choose_sessions
 from amrs.platform import Platform, load_truth
 from amrs.predictions import fit_rows, pooled, save
 from amrs.report import Report, Row, finite_rows, load, over_folds, over_splits, terminal_table
-from amrs.rollout import Environment
 from amrs.runs import Run, RunError, merged_studies, read_json, splits_of
 from amrs.splits import FOLD_VALIDATION, TEST, TRAIN, VALIDATION
 from amrs.stages import world_model
@@ -29,7 +28,6 @@ from amrs.stages.prepare import open_data
 from amrs.track_effects import LISTS, likely_lists, true_effect_rows
 from amrs.training import log_once
 
-PARTS = {"test": TEST, "validation": VALIDATION}
 _TUNING = "Judged on validation users, for tuning: results are what test users give."
 
 
@@ -54,9 +52,7 @@ def _study(run: Run, name: StudyName) -> Report:
 
     rows = finite_rows(STUDIES[name].rows(run))
     title = f"Study: {name.replace('_', ' ')}"
-    fingerprints = {role: parent.fingerprint for role, parent in run.parents.items()}
-    about = {"title": title, "notes": STUDIES[name].notes(run)}
-    return Report(rows, {**about, **_record(run), "fingerprints": fingerprints})
+    return Report(rows, {"title": title, "notes": STUDIES[name].notes(run), **record(run)})
 
 
 def _figures(report: Report) -> dict[str, float]:
@@ -85,9 +81,8 @@ def _all_splits(run: Run) -> Report:
     else:
         ratio = config.data.split.test / (1 - config.data.split.validation - config.data.split.test)
         rows = over_splits(reports, ratio) + [replace(row, split="pooled") for row in rows]
-    fingerprints = {k: parent.fingerprint for k, parent in run.parents.items()}
-    return Report(rows, {**reports[0].provenance, **_record(run), "fingerprints": fingerprints,
-                         "tuning": [report.provenance.get("tuning") for report in reports]})  # fmt: skip
+    tuning = [report.provenance.get("tuning") for report in reports]
+    return Report(rows, {**reports[0].provenance, **record(run), "tuning": tuning})
 
 
 def _one_split(run: Run, folder: Path) -> Report:
@@ -109,8 +104,9 @@ def _one_split(run: Run, folder: Path) -> Report:
         provenance["tuning"] = found.tuning
         rows += found.rows + _effect_rows(run, model, data, sessions, platform)
     if "policies" in section.chapters:
-        policy_rows, provenance["examples"] = _policy_rows(run, data, sessions, platform)
-        rows += policy_rows
+        policies = lineup(run, data, sessions.horizon, [*section.policies, *variants(run)])
+        played, provenance["examples"] = policy_rows(run, data, sessions, policies)
+        rows += played
         rows += _off_policy(run, data, part)
     return Report(finite_rows(rows), provenance)
 
@@ -126,33 +122,6 @@ def _effect_rows(
     lists_BCT = likely_lists(log_p_BK, sessions.key_B, LISTS, sessions.horizon)
     draws, seed = run.config.evaluate.bootstrap, run.config.seed
     return true_effect_rows(model, data, platform, sessions.row_B, lists_BCT, draws, seed)
-
-
-def _policy_rows(
-    run: Run, data: SessionDataModule, sessions: Sessions, platform: Platform | None
-) -> tuple[list[Row], list[dict[str, Any]]]:
-    """Gains and diversity of the policies, predicted by judge and labeller, realised in the platform.
-
-    And examples of sessions, realised where they can be.
-    """
-    labeller, judge = (world_model.load(run.parents[role].folder, data) for role in ("labeller", "judge"))
-    policies = lineup(run, data, sessions.horizon, [*run.config.evaluate.policies, *variants(run)])
-    worlds: dict[str, Environment] = {
-        "predicted": ImaginedListeners(judge, data, sessions.horizon),
-        "predicted_labeller": ImaginedListeners(labeller, data, sessions.horizon),
-    }
-    if platform is not None:
-        worlds["realised"] = platform.environment()
-    draws, seed = run.config.evaluate.bootstrap, run.config.seed
-    rows, examples = [], []
-    for name, world in worlds.items():
-        found = roll_out(policies, world, data.rules(), sessions)
-        rows += gain_rows(name, found, sessions, data, seed, draws)
-        rows += utility_rows(name, found, sessions, data, _spread(run), seed, draws)
-        if name == ("realised" if "realised" in worlds else "predicted"):
-            rows += diversity_rows(found, sessions, data, seed, draws)
-            examples = example_sessions(found, sessions, data)
-    return rows, examples
 
 
 def _off_policy(run: Run, data: SessionDataModule, part: int) -> list[Row]:
@@ -184,33 +153,28 @@ def _refuse_partial_judge(run: Run) -> None:
         )
 
 
-def _spread(run: Run) -> dict[str, float]:
-    """Spread of each signal's predicted effect under Copycat, as the labeller sees it."""
-    found: dict[str, float] = read_json(run.parents["preferences"].folder / "summary.json")["effect_spread"]
-    return found
-
-
-def _provenance(run: Run, data: SessionDataModule, sessions: Sessions) -> dict[str, object]:
+def _provenance(run: Run, data: SessionDataModule, sessions: Sessions) -> dict[str, Any]:
     config = run.config
     return {
         "notes": [_TUNING] if config.evaluate.users == "validation" else [],
         "data": data_summary(data),
-        **_record(run),
+        **record(run),
         "protocol": {
             f"{config.evaluate.users} sessions rolled out": len(sessions.row_B),
             "tracks per rollout": sessions.horizon,
             "split seed": config.data.split.seed,
             "seed": config.seed,
         },
-        "fingerprints": {role: parent.fingerprint for role, parent in run.parents.items()},
     }
 
 
-def _record(run: Run) -> dict[str, object]:
+def record(run: Run) -> dict[str, Any]:
     """How to make this report again."""
     here = environment()
+    command = shlex.join(here.pop("command"))
     config = yaml.safe_load(dump(run.config))
-    return {"config": config, "commands": [" ".join(here["command"])], "environment": here}
+    fingerprints = {role: parent.fingerprint for role, parent in run.parents.items()}
+    return {"config": config, "commands": [command], "environment": here, "fingerprints": fingerprints}
 
 
 def data_summary(data: SessionDataModule) -> list[dict[str, object]]:

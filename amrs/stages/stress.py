@@ -5,13 +5,14 @@ from typing import Any
 
 from amrs.config.graph import Config
 from amrs.gate import checks, gate_rows, verdict
+from amrs.judging import PARTS
 from amrs.lineup import Parts, lineup, variants
 from amrs.outcomes import choose_sessions
 from amrs.platform import load_truth
 from amrs.report import Report, finite_rows, load, over_splits, terminal_table
 from amrs.runs import Run, splits_of
 from amrs.stages import world_model
-from amrs.stages.evaluate import PARTS
+from amrs.stages.evaluate import record
 from amrs.stages.prepare import open_data
 from amrs.stress.figures import stress_rows
 from amrs.stress.trial import Trial
@@ -39,8 +40,7 @@ def _all_splits(run: Run, splits: list[Run]) -> Report:
     for k, report in enumerate(reports):
         for name, words in report.provenance["verdicts"].items():
             verdicts[name] = f"{verdicts.get(name, '')} Split {k}: {words}".strip()
-    fingerprints = {k: parent.fingerprint for k, parent in run.parents.items()}
-    return Report(rows, {**reports[0].provenance, "fingerprints": fingerprints, "verdicts": verdicts})
+    return Report(rows, {**reports[0].provenance, **record(run), "verdicts": verdicts})
 
 
 def _one_split(run: Run) -> Report:
@@ -51,7 +51,10 @@ def _one_split(run: Run) -> Report:
     found = {name: checks(rows, name, run.config.gate, counted(run.config)) for name in trial.names}
     rows += [row for name, each in found.items() for row in gate_rows(name, each)]
     verdicts = {name: verdict(name, each) for name, each in found.items()}
-    about: dict[str, Any] = {"verdicts": verdicts, "worst_cases": worst_cases}
+    about: dict[str, Any] = {**record(run), "verdicts": verdicts, "worst_cases": worst_cases}
+    commands = dict.fromkeys([*before.provenance["commands"], *about["commands"]])
+    fingerprints = {**before.provenance["fingerprints"], **about["fingerprints"]}
+    about |= {"commands": list(commands), "fingerprints": fingerprints}
     return Report(rows, {**before.provenance, **about})
 
 

@@ -1,0 +1,89 @@
+"""Policies judged side by side: by judge and labeller, and on the platform where there is one.
+
+`judged` puts policies of your own beside those of an evaluation that is finished.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from amrs.config import load
+from amrs.data import SessionDataModule
+from amrs.example_sessions import example_sessions
+from amrs.lineup import Parts, lineup
+from amrs.listeners import ImaginedListeners
+from amrs.outcomes import Sessions, choose_sessions, diversity_rows, gain_rows, roll_out, utility_rows
+from amrs.platform import load_truth
+from amrs.report import Report, Row, finite_rows
+from amrs.rollout import Environment, Policy
+from amrs.runs import Run, RunError, plan, read_json
+from amrs.splits import TEST, VALIDATION
+from amrs.stages import world_model
+from amrs.stages.prepare import open_data
+
+PARTS = {"test": TEST, "validation": VALIDATION}
+
+
+def judged(
+    arguments: Sequence[str],
+    own: Mapping[str, Callable[[Parts], Policy]],
+    others: Sequence[str] = ("random", "greedy", "dpo"),
+) -> Report:
+    """Gains over Copycat and diversity of your policies and of `others`, as `evaluate` has them.
+
+    Args:
+        arguments: those of `train.py` for an evaluation that is finished; users, sessions and luck are
+            its own.
+        own: for each name (letters and digits) what makes the policy, a `rollout.Policy`. It gets the data
+            (`parts.data`), the most tracks of a session (`parts.horizon`), and the run with its parents.
+        others: names of `evaluate.policies`.
+
+    Raises:
+        RunError: there is no such finished evaluation, or a name of `others` is not known.
+    """
+    run = plan(load(list(arguments)))[-1]
+    if run.stage != "evaluate" or not run.finished:
+        raise RunError(f"no finished evaluation; make it first: python train.py {' '.join(arguments)}")
+    if "judge" not in run.parents:
+        raise RunError("an evaluation of one split with its policies is needed: no splits, folds or study")
+    section, data = run.config.evaluate, open_data(run)
+    part = PARTS[section.users]
+    sessions = choose_sessions(data, section.sessions, section.horizon, run.config.seed, part)
+    policies = lineup(run, data, sessions.horizon, others)
+    parts = Parts(run, data, sessions.horizon)
+    policies |= {f"own:{name}": make(parts) for name, make in own.items()}
+    return Report(finite_rows(policy_rows(run, data, sessions, policies)[0]), {})
+
+
+def policy_rows(
+    run: Run, data: SessionDataModule, sessions: Sessions, policies: Mapping[str, Policy]
+) -> tuple[list[Row], list[dict[str, Any]]]:
+    """Gains and diversity of policies, Copycat first, and example sessions.
+
+    Predicted by judge and labeller, and realised where there is a platform.
+    """
+    draws, seed = run.config.evaluate.bootstrap, run.config.seed
+    spread = read_json(run.parents["preferences"].folder / "summary.json")["effect_spread"]
+    worlds = _worlds(run, data, sessions.horizon)
+    best = "realised" if "realised" in worlds else "predicted"
+    rows: list[Row] = []
+    examples: list[dict[str, Any]] = []
+    for name, world in worlds.items():
+        found = roll_out(policies, world, data.rules(), sessions)
+        rows += gain_rows(name, found, sessions, data, seed, draws)
+        rows += utility_rows(name, found, sessions, data, spread, seed, draws)
+        if name == best:
+            rows += diversity_rows(found, sessions, data, seed, draws)
+            examples = example_sessions(found, sessions, data)
+    return rows, examples
+
+
+def _worlds(run: Run, data: SessionDataModule, horizon: int) -> dict[str, Environment]:
+    """Listeners by the section of the report that they fill."""
+    worlds: dict[str, Environment] = {}
+    for section, role in (("predicted", "judge"), ("predicted_labeller", "labeller")):
+        model = world_model.load(run.parents[role].folder, data)
+        worlds[section] = ImaginedListeners(model, data, horizon)
+    truth = run.parents["prepare"].folder / "truth"
+    if truth.exists():
+        worlds["realised"] = load_truth(truth).environment()
+    return worlds
