@@ -5,6 +5,7 @@ touch, a paired test might still tell, but a report holds no sessions to pair.
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _SHOWN = ("r2", "auroc", "gain", "kl", "effective_tracks", "catalogue_coverage", "intra_list", "gini", "harm")
 """Metrics of the terminal table; the page has all."""
+_ELSEWHERE = re.compile(r"(runs$|cluster\.|log\.)")
+"""Settings of where and how a run is made."""
 NOTE = (
     "After a figure: its difference to the first run; * where the two intervals do not touch. Intervals that "
     "touch do not mean that there is no difference."
@@ -51,13 +54,13 @@ def apart(first: Row, second: Row) -> bool:
 
 
 def figures(reports: list[Report]) -> list[Line]:
-    """The figures of all users over all splits that differ between reports, in the reports' order."""
+    """The figures of all users over all splits that read differently in the reports, in their order."""
     tables = [{row.key: row for row in report.find()} for report in reports]
     keys = dict.fromkeys(key for table in tables for key in table)
     found = []
     for key in keys:
         rows = tuple(table.get(key) for table in tables)
-        if len({row and (row.value, row.low, row.high) for row in rows}) > 1:
+        if len({cell(row) for row in rows}) > 1:
             section, subject, signal, metric, *_ = key
             what = [label(section), label(subject), label(signal) if signal != "all" else "", label(metric)]
             found.append(Line(", ".join(filter(None, what)), metric, rows))
@@ -65,11 +68,12 @@ def figures(reports: list[Report]) -> list[Line]:
 
 
 def settings(reports: list[Report]) -> list[tuple[str, list[str]]]:
-    """Settings that differ, by their keys."""
+    """Settings that differ, by their keys; those that do not bear on figures, or that one of the versions of
+    amrs did not have, are left out."""
     flat = [flat_settings(report.provenance.get("config") or {}) for report in reports]
-    keys = dict.fromkeys(key for config in flat for key in config)
-    rows = [(key, ["" if config.get(key) is None else str(config[key]) for config in flat]) for key in keys]
-    return [(key, values) for key, values in rows if len(set(values)) > 1 and key != "runs"]
+    keys = [key for key in flat[0] if all(key in config for config in flat)]
+    rows = [(key, ["" if config[key] is None else str(config[key]) for config in flat]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1 and not _ELSEWHERE.match(key)]
 
 
 def terminal(names: list[str], reports: list[Report]) -> str:

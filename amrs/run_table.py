@@ -14,7 +14,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from amrs.config.graph import PARENTS
-from amrs.runs import read_config, read_json
+from amrs.runs import REPEATED, read_config, read_json
 
 
 def table(folder: Path | str = "runs") -> pd.DataFrame:
@@ -31,6 +31,7 @@ def table(folder: Path | str = "runs") -> pd.DataFrame:
     rows = [_finished(run) for run in finished]
     inside = {run.resolve() for run in finished}
     others = {path.resolve(): path for path in root.glob("**/*.partial") if path.is_dir()}
+    inside.add((root / REPEATED).resolve())
     logs = [p for p in sorted(root.glob("**/offline-run-*")) if not inside & set(p.resolve().parents)]
     for log in logs:
         mine = [others.pop(parent) for parent in log.resolve().parents if parent in others]

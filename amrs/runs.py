@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 RUN_FORMAT = 1
 """Version of run folders; a change of meaning makes old runs be trained again."""
+REPEATED = "repeated"
+"""Folder of runs for what W&B is told a second time about finished ones; it holds no runs of its own."""
 READS: dict[str, tuple[str, ...]] = {
     "prepare": (),
     "world_model": ("model", "world_model", "seed", "split", "trainer"),

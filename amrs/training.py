@@ -29,7 +29,7 @@ from amrs.config.graph import Config
 from amrs.data import SessionDataModule
 from amrs.execution import process_rank
 from amrs.requeue import Requeue
-from amrs.runs import Run, RunError
+from amrs.runs import REPEATED, Run, RunError
 from amrs.sharding import strategy
 from amrs.splits import TRAIN
 
@@ -236,7 +236,9 @@ def log_again(run: Run) -> None:
     if mode == "disabled" or not table.exists():
         return
     values = pd.read_csv(table).ffill().iloc[-1].dropna()
-    logger = _wandb_logger(run, Path(run.config.runs), mode)  # a finished folder never changes
+    folder = Path(run.config.runs) / REPEATED  # a finished folder never changes
+    folder.mkdir(exist_ok=True)
+    logger = _wandb_logger(run, folder, mode)
     logger.log_metrics({str(name): float(value) for name, value in values.items() if "/" in str(name)})
     logger.experiment.finish()
 

@@ -21,6 +21,7 @@ from test_stages import Done
 
 from amrs import sweep as sweeps
 from amrs.config import load
+from amrs.run_table import table
 from amrs.runs import plan
 
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
@@ -187,10 +188,11 @@ def test_an_agent_whose_run_exists_already_gets_its_figures(evaluated: Done) -> 
     small = [a for a in TINY if not a.startswith(("evaluate", "log"))]
     done = plan(load(["stage=dpo", *small, "log=offline", f"runs={evaluated[0]}"]))[-1]
     assert done.finished
-    before = sorted(done.folder.rglob("*"))
+    before, rows = sorted(done.folder.rglob("*")), len(table(evaluated[0]))
     log_again(done)
     assert sorted(done.folder.rglob("*")) == before
-    assert list((evaluated[0] / "wandb").glob("offline-run-*"))
+    assert list((evaluated[0] / "repeated" / "wandb").glob("offline-run-*"))
+    assert len(table(evaluated[0])) == rows  # it is no run of its own
 
 
 # Without a server
