@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The small runs that the notebooks read when AMRS_RUNS is not set: a small platform, one evaluation on test users and
-# its stress test, and a sweep over utility weights on validation users. What no notebook reads is removed afterwards.
+# The small runs that the notebooks read when AMRS_RUNS is not set: a small platform, one evaluation on test users,
+# and a sweep over utility weights on validation users. What no notebook reads is removed afterwards.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 rm -rf notebooks/results
 settings=(runs=notebooks/results data.platform.users=240 data.platform.tracks=600 data.platform.artists=80 model=tiny
   world_model.members=3 world_model.max_steps=300 bc.max_steps=200 log=disabled evaluate.sessions=200
   evaluate.bootstrap=200)
-python train.py stage=stress "${settings[@]}" stress.sessions=50
-python -m amrs.sweep sweeps/utility_grid.yaml "${settings[@]}"
+python train.py stage=evaluate "${settings[@]}"
+python -m amrs.sweep sweeps/utility_grid.yaml --count 5 "${settings[@]}"
 cd notebooks/results
 rm -rf sweeps prepare/*/truth preferences/*/pairs bc/*/checkpoints dpo/*/checkpoints
 find . \( -name last.ckpt -o -name '*.lock' -o -name predictions.parquet -o -name report.html \) -delete
