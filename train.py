@@ -19,6 +19,10 @@ def main(argv: list[str]) -> int:
         from amrs.runs import show_plan
 
         return show_plan(arguments.config)
+    from amrs.runs import reuse
+
+    if (status := reuse(arguments.config)) is not None:
+        return status
     from amrs.stages import run
 
     return run(arguments.config)

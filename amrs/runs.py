@@ -116,6 +116,25 @@ def show_plan(config: Config) -> int:
     return 0
 
 
+def reuse(config: Config) -> int | None:
+    """Where all that `config` asks for is finished, say so as `execution.execute` does; else None.
+
+    It imports no torch. An agent of a W&B sweep wants figures besides, and clusters have plans of their own.
+    """
+    if config.cluster.name != "local" or "WANDB_SWEEP_ID" in os.environ:
+        return None
+    try:
+        runs = plan(config)
+    except RunError:  # said where stages are run
+        return None
+    if not all(run.finished for run in runs):
+        return None
+    for run in runs:
+        print(f"{run.role}: reusing {run.folder}", file=sys.stderr)
+    print(runs[-1].folder)
+    return 0
+
+
 def _role(config: Config) -> str:
     return (
         config.world_model.users

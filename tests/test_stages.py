@@ -2,13 +2,14 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import TINY, train
+from conftest import ROOT, TINY, train
 from datasets import Dataset
 
 STAGES = ("prepare", "world_model", "bc", "preferences", "dpo", "evaluate")
@@ -55,7 +56,9 @@ def test_no_user_id_is_in_report_or_metrics(evaluated: Done) -> None:
 
 def test_a_second_command_reuses_all_and_says_so(evaluated: Done) -> None:
     runs, first = evaluated
-    again = train("stage=evaluate", *TINY, f"runs={runs}")
+    script = "import sys, train; train.main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    command = [sys.executable, "-c", script, "stage=evaluate", *TINY, f"runs={runs}"]
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "running" not in again.stderr and again.stderr.count("reusing") == 8
     assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
 
