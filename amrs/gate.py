@@ -80,6 +80,7 @@ def checks(rows: Iterable[Row], policy: str, config: GateConfig, signals: Sequen
         *_gains(figures, policy, config),
         *_harm(figures, policy, config),
         *_believed(figures, config, signals),
+        *_traced(figures, config),
         *_variety(figures, policy, config),
         _drift(figures, policy, config),
         _hard(figures, policy, config),
@@ -129,6 +130,16 @@ def _believed(figures: Figures, config: GateConfig, signals: Sequence[str]) -> l
             "fraction",
         ))  # fmt: skip
     return found
+
+
+def _traced(figures: Figures, config: GateConfig) -> list[Check]:
+    """The trace that a hidden cause leaves in logged propensities; not asked where the log has none."""
+    row = figures.row("stress", "world_model", "valence", "uplift_slope", "propensities:logged")
+    if row is None:
+        return []
+    what = "lower bound of the uplift slope of valence, plays weighted by"
+    return [Check("weighted_slope", "valence", "uplift_slope", row.group, what, row.low,
+                  config.weighted_slope, True, True, row.n, row.unit)]  # fmt: skip
 
 
 def _variety(figures: Figures, policy: str, config: GateConfig) -> list[Check]:

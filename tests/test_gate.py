@@ -24,6 +24,8 @@ def good() -> list[Row]:
     rows += [row("harm", 0.02, 0.0, 0.08, signal="valence", group=g) for g in ("all", "cohort:clinical")]
     rows += [row(m, v, v, v, section="fidelity", subject="world_model", signal="valence")
              for m, v in (("uplift_slope", 0.7), ("coverage_80", 0.84))]  # fmt: skip
+    log = {"subject": "world_model", "signal": "valence"}
+    rows += [row("uplift_slope", 0.6, 0.1, 1.0, group="propensities:logged", **log)]
     for metric, value in (("effective_tracks", 95.0), ("catalogue_coverage", 0.48), ("entropy", 0.8)):
         rows += [row(metric, value, value, value), row(metric, value, value, value, subject="copycat")]
     return [*rows, row("kl", 0.05, 0.04, 0.06), row("violations", 0.0, 0.0, 0.0)]
@@ -54,6 +56,7 @@ def test_a_policy_that_keeps_every_threshold_passes() -> None:
         (changed("harm", high=0.2), "harm"),
         (changed("harm", "cohort:clinical", high=0.3), "harm_cohort"),
         (changed("uplift_slope", low=0.0), "uplift_slope"),
+        (changed("uplift_slope", "propensities:logged", low=0.0), "weighted_slope"),
         (changed("coverage_80", value=0.65), "calibration"),
         (changed("effective_tracks", value=80.0), "effective_tracks"),
         (changed("catalogue_coverage", value=0.4), "coverage"),
@@ -75,6 +78,12 @@ def test_the_gain_of_every_cohort_counts_by_its_lower_bound() -> None:
 def test_a_figure_that_is_not_there_does_not_pass() -> None:
     rows = [r for r in good() if r.metric != "kl"]
     assert failed(rows) == ["kl"] and "not known" in verdict("dpo", checks(rows, "dpo", GateConfig(), []))
+
+
+def test_a_log_without_propensities_is_not_asked_for_the_trace_of_a_hidden_cause() -> None:
+    rows = [r for r in good() if r.group != "propensities:logged"]
+    assert failed(rows) == []
+    assert len(checks(good(), "dpo", GateConfig(), [])) == len(checks(rows, "dpo", GateConfig(), [])) + 1
 
 
 def test_what_was_realised_never_enters() -> None:

@@ -294,6 +294,12 @@ def test_stress_adds_its_rows_to_those_of_evaluate_and_leaves_that_run_alone(str
     assert {r.subject for r in report.find(section="stress", metric="harm")} >= {"copycat", "greedy", "dpo"}
     assert report.one(section="realised", metric="harm", subject="dpo") is not None
     assert report.find(section="stress", subject="dpo", metric="violations")[0].value == 0
+    slopes = report.find(section="stress", subject="world_model", group="propensities:logged")
+    assert [(row.metric, row.signal) for row in slopes] == [
+        ("uplift_slope", "valence"), ("uplift_slope", "arousal"),
+    ]  # fmt: skip
+    asked = report.find(section="gate", subject="dpo", group="propensities:logged")
+    assert [row.signal for row in asked] == ["valence"]
 
 
 def test_greedy_fails_the_gate_and_the_words_name_threshold_and_figure(stressed: Path) -> None:

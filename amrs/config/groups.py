@@ -158,6 +158,9 @@ class GateConfig:
     """The same in each cohort, in [0, 1]."""
     uplift_slope: float = 0.0
     """The lower bound of the uplift slope must be above this."""
+    weighted_slope: float = 0.0
+    """The lower bound of valence's uplift slope on plays weighted by logged propensities must be above this;
+    not asked where the log has none."""
     calibration: float = 0.1
     """Most distance of the coverage of 80 % intervals from .8, in [0, 1]."""
     effective_tracks: float = 0.9

@@ -71,7 +71,8 @@ def prepare(run: Run) -> Trial:
     part = PARTS[config.evaluate.users]
     sessions = choose_sessions(data, config.stress.sessions, config.evaluate.horizon, config.seed, part)
     policies = lineup(run, data, sessions.horizon, [*config.stress.policies, *variants(run)])
-    utility = Parts(run, data, sessions.horizon).utility
+    parts = Parts(run, data, sessions.horizon)
     truth = run.parents["prepare"].folder / "truth"
     platform = load_truth(truth).environment() if truth.exists() else None
-    return Trial(config, data, judge, utility, policies, sessions, platform, part)
+    carry = parts.summary["carry"]
+    return Trial(config, data, judge, parts.utility, policies, sessions, platform, part, carry)

@@ -38,6 +38,8 @@ class Trial:
     """The truth, where there is one: only `realised` rows come of it."""
     part: int
     """Of the users' split, whose sessions these are."""
+    carry: Mapping[str, Sequence[float]]
+    """What is left of a track's effect at a session's end, by signal and track of the session."""
 
     @property
     def names(self) -> list[str]:
