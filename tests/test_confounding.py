@@ -27,7 +27,7 @@ def cells(truth: float) -> LoggedEffects:
             rows += [(0.5 / p, effect, truth * effect + 0.1 * cause)] * round(10 * p)
     weight, effect, surprise = (np.array(column)[:, None] for column in zip(*rows, strict=True))
     users = np.arange(len(rows))
-    return LoggedEffects(users, weight, effect, surprise)
+    return LoggedEffects(users, weight, effect, surprise, np.ones_like(effect), np.zeros_like(effect))
 
 
 @pytest.mark.parametrize("truth", [0.0, 1.0])
@@ -38,6 +38,17 @@ def test_weights_take_a_hidden_cause_out_of_the_slope(truth: float) -> None:
     plain = weighted_slope(found._replace(weight_ST=np.ones((20, 1))), 200, 0)
     # Surprises go with the cause: its mean is +-.6 on either side, so .06 / .5 is added.
     assert plain is not None and plain.value == pytest.approx(truth + 0.12)
+
+
+@pytest.mark.parametrize("truth", [0.0, 1.0])
+def test_few_draws_of_what_is_usual_do_not_make_a_slope(truth: float) -> None:
+    random = np.random.default_rng(0)
+    effect, draws = random.normal(size=(4000, 1)), random.normal(size=(4000, 1, 4))
+    base, carry = draws.mean(-1), np.full((4000, 1), 0.5)
+    report = truth * carry * effect + 0.1 * random.normal(size=(4000, 1))
+    columns = carry * (effect - base), report - base, carry, draws.var(-1, ddof=1) / 4
+    slope = weighted_slope(LoggedEffects(np.arange(4000), np.ones((4000, 1)), *columns), 100, 0)
+    assert slope is not None and slope.value == pytest.approx(truth, abs=0.05)  # .4 and 1.2 without
 
 
 def test_without_propensities_nothing_is_said() -> None:

@@ -80,6 +80,10 @@ class LoggedEffects(NamedTuple):
     """x, in scale points."""
     surprise_ST: Floats
     """Final report less what was expected of Copycat's next track, in scale points."""
+    carry_ST: Floats
+    """c(t)."""
+    blur_ST: Floats
+    """Variance of that expectation, which is a mean over a few draws; its error stands in both."""
 
 
 def logged_effects(
@@ -99,10 +103,12 @@ def logged_effects(
         if name in answers:
             value_STN = answers[name][0] / answers[name][1]
             base_ST = value_STN[..., 1:].mean(-1).where(logged.track_ST >= 0, torch.nan)
-            effect_ST = _carry(carry.get(name, [1.0]), base_ST.shape[1]) * (value_STN[..., 0] - base_ST)
+            carry_ST = _carry(carry.get(name, [1.0]), base_ST.shape[1]).expand(base_ST.shape)
+            effect_ST = carry_ST * (value_STN[..., 0] - base_ST)
             surprise_ST = data.flat.report_S2[row_S, column, None] - base_ST
-            both = (x_ST.double().numpy() for x_ST in (effect_ST, surprise_ST))
-            found[name] = LoggedEffects(user_S, weight_ST, *both)
+            blur_ST = value_STN[..., 1:].var(-1) / _CHOICES
+            columns = (x.double().numpy() for x in (effect_ST, surprise_ST, carry_ST, blur_ST))
+            found[name] = LoggedEffects(user_S, weight_ST, *columns)
     return found
 
 
@@ -112,12 +118,16 @@ def _carry(carry: Sequence[float], longest: int) -> Tensor:
 
 
 def weighted_slope(logged: LoggedEffects, draws: int, seed: int) -> Estimate | None:
-    """Slope of surprises on effects under the weights, by user; None without propensities or reports."""
+    """Slope of surprises on effects under the weights, by user; None without propensities or reports.
+
+    What the few draws behind both add to squares and products is taken off: it would pull a slope of 0 up
+    (Fuller 1987, sec. 1.2, known error variances).
+    """
     w_ST, x_ST, r_ST = logged.weight_ST, logged.effect_ST, logged.surprise_ST
     known_ST = np.isfinite(w_ST) & np.isfinite(x_ST) & np.isfinite(r_ST)
     if not known_ST.any():
         return None
     user_N = np.repeat(logged.user_S, known_ST.sum(1))
-    w, x, r = (value_ST[known_ST] for value_ST in (w_ST, x_ST, r_ST))
-    columns_NC = np.stack([w, w * x, w * r, w * x * x, w * x * r], 1)
+    w, x, r, c, v = (value_ST[known_ST] for value_ST in (w_ST, x_ST, r_ST, logged.carry_ST, logged.blur_ST))
+    columns_NC = np.stack([w, w * x, w * r, w * (x * x - c * c * v), w * (x * r - c * v)], 1)
     return metrics.user_bootstrap(metrics.user_sums(columns_NC, user_N), slope_of, len(w), draws, seed)
