@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The small runs that the notebooks read when AMRS_RUNS is not set: a small platform, one evaluation on test users,
-# and a sweep over utility weights on validation users. What no notebook reads is removed afterwards.
+# and a sweep over utility weights on validation users; and the report of the demo's stress test, since few users say
+# little of harm. What no notebook reads is removed afterwards.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 rm -rf notebooks/results
@@ -9,6 +10,9 @@ settings=(runs=notebooks/results data.platform.users=240 data.platform.tracks=60
   evaluate.bootstrap=200)
 python train.py stage=evaluate "${settings[@]}"
 python -m amrs.sweep sweeps/utility_grid.yaml --count 5 "${settings[@]}"
+python train.py stage=stress experiment=demo runs=build/demo_runs
+mkdir -p notebooks/results/stress
+cp -r build/demo_runs/stress/*/ notebooks/results/stress/
 cd notebooks/results
 rm -rf sweeps prepare/*/truth preferences/*/pairs bc/*/checkpoints dpo/*/checkpoints
 find . \( -name last.ckpt -o -name '*.lock' -o -name predictions.parquet -o -name report.html \) -delete
