@@ -104,7 +104,7 @@ def _popularity(parts: Parts) -> Policy:
     return FixedPolicy(plays_K.log())
 
 
-def _guided(parts: Parts, tilt: Tilt, utility: Utility) -> Policy:
+def guided(parts: Parts, tilt: Tilt, utility: Utility) -> GuidedPolicy:
     """Copycat tilted until its divergence is DPO's budget, on sessions of validation users that the labeller
     imagines: all policies are compared at the same divergence."""
     config, data = parts.run.config, parts.data
@@ -133,9 +133,9 @@ LINEUP: dict[str, Callable[[Parts], Policy | None]] = {
     "random": lambda p: FixedPolicy(torch.zeros(p.data.tracks)),
     "popularity": _popularity,
     "greedy": lambda p: GreedyPolicy(p.scorer(p.utility)),
-    "boltzmann": lambda p: _guided(p, boltzmann, p.utility_at_once),
-    "soft_boltzmann": lambda p: _guided(p, boltzmann, p.utility),
-    "best_of_n": lambda p: _guided(p, best_of, p.utility),
+    "boltzmann": lambda p: guided(p, boltzmann, p.utility_at_once),
+    "soft_boltzmann": lambda p: guided(p, boltzmann, p.utility),
+    "best_of_n": lambda p: guided(p, best_of, p.utility),
     "dpo": _dpo,
     "production": _production,
 }

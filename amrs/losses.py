@@ -97,6 +97,10 @@ DPO_LOSSES = {
 }
 
 
+TEMPERED = ("soft", "regression")
+"""Losses that read dU / tau."""
+
+
 def kl_divergence(log_p_PK: Tensor, log_q_PK: Tensor) -> Tensor:
     """KL(p || q) in nats over tracks, exact, as (P,); tracks that are not allowed are -inf in both."""
     allowed_PK = log_p_PK > -torch.inf

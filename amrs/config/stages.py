@@ -157,8 +157,9 @@ class DpoConfig:
     log-ratios on dU / tau; S-DPO (several rejected, see preferences.rejected)."""
     beta: float = 1.0
     """Inverse temperature of DPO, above 0; larger keeps the policy nearer its reference."""
-    tau: float = 2.2
-    """Temperature of the soft labels, in units of utility, above 0."""
+    tau: float | None = None
+    """Temperature of the soft labels, in units of utility, above 0; null: the one at which the labels'
+    optimum, Copycat times exp(U / (beta tau)), spends dpo.kl_budget on validation users."""
     kl_budget: float = 0.05
     """Most KL(policy || Copycat) on the policy's own histories, in nats per track, above 0."""
     kl_session_budget: float = 0.5
@@ -177,8 +178,9 @@ class DpoConfig:
     """Validations without improvement before training stops."""
 
     def __post_init__(self) -> None:
-        for key in ("beta", "tau", "kl_budget", "kl_session_budget"):
+        for key in ("beta", "kl_budget", "kl_session_budget"):
             check(getattr(self, key) > 0, f"dpo.{key}", getattr(self, key), "above 0")
+        check(self.tau is None or self.tau > 0, "dpo.tau", self.tau, "above 0, or null")
         for key in ("kl_every", "kl_sessions"):
             check(getattr(self, key) >= 1, f"dpo.{key}", getattr(self, key), "1 or more")
         _check_training("dpo", self)

@@ -14,8 +14,10 @@ from amrs.batches import PairBatch
 from amrs.config.graph import Config
 from amrs.config.stages import DpoConfig
 from amrs.data import SessionDataModule
+from amrs.guidance import boltzmann
+from amrs.lineup import Parts, guided
 from amrs.listeners import ImaginedListeners
-from amrs.losses import DPO_LOSSES
+from amrs.losses import DPO_LOSSES, TEMPERED
 from amrs.models.policy import PolicyModel
 from amrs.noise import hash_keys, uniform
 from amrs.policies import NeuralPolicy
@@ -98,11 +100,13 @@ class DirectPreference(ShardedModule):
     """
 
     def __init__(
-        self, model: PolicyModel, rules: Rules, data: SessionDataModule, kl: KlCheck, config: Config
-    ) -> None:
+        self, model: PolicyModel, rules: Rules, data: SessionDataModule, kl: KlCheck, config: Config,
+        tau: float,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.save_hyperparameters({"model": asdict(config.model), "dpo": asdict(config.dpo)})
+        self.save_hyperparameters({"model": asdict(config.model), "dpo": {**asdict(config.dpo), "tau": tau}})
         self.model, self.rules, self.data, self.kl, self.config = model, rules, data, kl, config
+        self.tau = tau
         self.validation = RatioOfSums(["loss", "chosen", "rejected", "accuracy"])
         self.best, self.worse, self.over = float("inf"), 0, 0
         self.ahead, self.warned = False, False
@@ -126,7 +130,7 @@ class DirectPreference(ShardedModule):
         if section.loss == "s_dpo":
             more_BJ = (others_BJ - batch.ref_others_BJ).masked_fill(batch.others_BJ < 0, -torch.inf)
             rejected = torch.cat([other_B[:, None], more_BJ], 1)
-        loss_B, margin_B = DPO_LOSSES[section.loss](ratio_B, rejected, batch.du_B, section.beta, section.tau)
+        loss_B, margin_B = DPO_LOSSES[section.loss](ratio_B, rejected, batch.du_B, section.beta, self.tau)
         return loss_B, margin_B, ratio_B, other_B
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
@@ -153,7 +157,7 @@ class DirectPreference(ShardedModule):
         loss, chosen = float(found["loss"]), float(found["chosen"])
         self.log_dict(
             {"val/loss": loss, "val/kl": kl.track, "val/kl_session": kl.session,
-             "val/accuracy": found["accuracy"], "val/log_ratio/chosen": chosen,
+             "val/accuracy": found["accuracy"], "val/tau": self.tau, "val/log_ratio/chosen": chosen,
              "val/log_ratio/rejected": found["rejected"]}
         )  # fmt: skip
         advice = falling_chosen(chosen, self.config.dpo)
@@ -230,6 +234,18 @@ class DirectPreference(ShardedModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+def label_temperature(run: Run, data: SessionDataModule) -> float:
+    """tau of the labels: as set, or that at which their optimum spends the budget (`guidance.calibrate`).
+
+    At the optimum beta x margin = dU / tau, so the policy is Copycat x exp(U / (beta tau)).
+    """
+    section = run.config.dpo
+    if section.tau is not None or section.loss not in TEMPERED:
+        return section.tau or 1.0
+    parts = Parts(run, data, HORIZON)
+    return 1 / (section.beta * guided(parts, boltzmann, parts.utility).strength)
+
+
 def run(run: Run, folder: Path) -> None:
     """Train on the labeller's pairs to `folder`/checkpoints."""
     config, section = run.config, run.config.dpo
@@ -241,5 +257,5 @@ def run(run: Run, folder: Path) -> None:
     policy, copycat = (bc.load(run.parents["bc"].folder, data) for _ in range(2))
     listeners = ImaginedListeners(world_model.load(run.parents["labeller"].folder, data), data, HORIZON)
     kl = KlCheck(copycat, listeners, data, config)
-    module = DirectPreference(policy, data.rules(), data, kl, config)
+    module = DirectPreference(policy, data.rules(), data, kl, config, label_temperature(run, data))
     fit(run, folder, module, data, section, section.kl_every, early_stop=False)
