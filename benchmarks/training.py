@@ -127,7 +127,7 @@ def dpo_train() -> list[Row]:
         "chosen": (rejected_P + 1) % log.tracks, "rejected": rejected_P, "du": zeros + 0.1,
         "ref_chosen": zeros - 7.0, "ref_rejected": zeros - 7.0,
     }  # fmt: skip
-    module = dpo.DirectPreference(model, log.rules(), log, None, _config("dpo"))  # type: ignore[arg-type]
+    module = dpo.DirectPreference(model, log.rules(), log, None, _config("dpo"), 1.0)  # type: ignore[arg-type]
     module.on_fit_start = lambda: None  # type: ignore[method-assign]
     note = f"batch {BATCH}, prefixes of up to 50 tokens, full softmax over 1,683 tracks"
     return [_trained("dpo_train", "pairs", module, log, lambda batch: float(len(batch.chosen_B)), note)]

@@ -1,14 +1,22 @@
 """The rules around the loss: budgets, the way back, and what is said where the chosen lose likelihood."""
 
+from pathlib import Path
+from subprocess import CompletedProcess
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from conftest import TINY
 from torch import nn
 
+from amrs.config import parse
 from amrs.config.stages import DpoConfig
-from amrs.stages.dpo import DirectPreference, Divergence, falling_chosen
+from amrs.guidance import boltzmann
+from amrs.lineup import Parts, guided
+from amrs.runs import plan
+from amrs.stages.dpo import HORIZON, DirectPreference, Divergence, falling_chosen, label_temperature
+from amrs.stages.prepare import open_data
 
 
 def test_a_policy_is_within_budget_only_by_both_measures() -> None:
@@ -25,6 +33,23 @@ def test_falling_chosen_likelihood_is_answered_with_a_remedy() -> None:
     assert "fallen by 0.50 nats" in advice and "dpo.tau" in advice and "now hard" in advice
 
 
+def test_the_temperature_is_that_of_the_tilt_which_spends_the_budget(
+    evaluated: tuple[Path, CompletedProcess[str]],
+) -> None:
+    taus = {}
+    for setting in ("dpo.beta=1", "dpo.beta=2", "dpo.kl_budget=0.2", "dpo.tau=3", "dpo.loss=hard"):
+        (run,) = [x for x in plan(parse(["stage=evaluate", *TINY, f"runs={evaluated[0]}", setting]).config)
+                  if x.role == "dpo"]  # fmt: skip
+        data = open_data(run, users="labeller")
+        taus[setting] = label_temperature(run, data)
+    parts = Parts(run, data, HORIZON)
+    strength = guided(parts, boltzmann, parts.utility).strength
+    assert taus["dpo.beta=1"] == pytest.approx(1 / strength)
+    assert taus["dpo.beta=2"] == pytest.approx(1 / strength / 2)
+    assert taus["dpo.kl_budget=0.2"] < 0.8 * taus["dpo.beta=1"]  # farther from Copycat, so cooler
+    assert taus["dpo.tau=3"] == 3
+
+
 class Line(DirectPreference):
     """A policy of one number w, whose divergence is w^2 and whose loss falls as w grows."""
 
@@ -35,6 +60,7 @@ class Line(DirectPreference):
         self.model.weight.data.zero_()
         self.kl: Any = lambda model: Divergence(model.weight.item() ** 2, 0.0)
         self.best, self.worse, self.over, self.ahead, self.warned = float("inf"), 0, 0, False, False
+        self.tau = 1.0
         self.stopped = SimpleNamespace(should_stop=False)
         self.saved: list[float] = []
         self.validation: Any = SimpleNamespace(reset=lambda: None, compute=self._found)
@@ -67,12 +93,13 @@ def test_a_policy_that_is_over_the_budget_on_its_way_goes_on() -> None:
     assert line.saved == pytest.approx([0.0, 0.15]), "the last was within the budget: nothing to go back to"
 
 
-def test_a_policy_that_ends_over_the_budget_is_met_at_the_budget() -> None:
-    line = Line(kl_budget=0.04, patience=3)
+@pytest.mark.parametrize("loss", ["soft", "hard"])
+def test_a_policy_that_ends_over_the_budget_is_met_at_the_budget(loss: str) -> None:
+    line = Line(kl_budget=0.04, patience=3, loss=loss)
     line.check(0.1)
     for w in (0.5, 0.6, 0.7):
         line.check(w)
-    assert line.stopped.should_stop
+    assert line.stopped.should_stop == (loss == "hard"), "soft labels have an optimum that may yet come"
     line.on_train_end()
     assert 0.185 < line.saved[-1] <= 0.2 and line.model.weight.item() == pytest.approx(line.saved[-1])
 

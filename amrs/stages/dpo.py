@@ -93,8 +93,8 @@ class DirectPreference(ShardedModule):
     """Mean preference loss; keeps the best policy within the KL budgets.
 
     A policy is on its way to the optimum noisier than there, so it may be over the budget for a while. If it
-    is at the end, or stays so for `patience` checks (a loss without a finite optimum), the way from the kept
-    policy towards it is gone as far as the budget lets it.
+    is at the end, or stays so for `patience` checks with labels that have no temperature, the way from the
+    kept policy towards it is gone as far as the budget lets it.
 
     Dropout is off: the reference's log-probabilities were taken without it, too.
     """
@@ -172,7 +172,9 @@ class DirectPreference(ShardedModule):
             self._keep()
         elif within:
             self.worse += 1
-        self.trainer.should_stop = max(self.worse, self.over) >= self.config.dpo.patience
+        # Labels with a temperature have an optimum at the budget: the way there may lead beyond it.
+        endless = self.config.dpo.loss not in TEMPERED
+        self.trainer.should_stop = max(self.worse, endless * self.over) >= self.config.dpo.patience
 
     def on_train_end(self) -> None:
         """A better policy that lies beyond the budget is met on the way, at the budget."""
