@@ -3,19 +3,15 @@
 Shape suffixes: W windows, B batch, L window length, F session features, Y targets, Z labels.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from amrs.histories import TARGETS, FlatLog
+from amrs.histories import FlatLog
 from amrs.noise import uniform
-
-LABELS = (*TARGETS, "start_valence", "start_arousal", "end_valence", "end_arousal", "play")
-"""Everything a loss may be averaged over: targets, final reports asked for at a session's start and
-at its end, and plays."""
 
 
 class BatchSizeError(ValueError):
@@ -79,16 +75,16 @@ def windows(flat: FlatLog, users: Tensor, length: int) -> Tensor:
     Windows overlap by half; every token counts in exactly one window, and beyond the first window
     it has at least `length // 2` tokens before it.
     """
-    rows = []
+    begin_U, end_U = flat.user_first_U[users], flat.user_last_U[users]
     stride = length - length // 2
-    for begin, end in zip(flat.user_first_U[users].tolist(), flat.user_last_U[users].tolist(), strict=True):
-        rows.append((begin, min(begin + length, end), begin))
-        counted = begin + length
-        while counted < end:
-            stop = min(counted + stride, end)
-            rows.append((max(stop - length, begin), stop, counted))
-            counted = stop
-    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
+    more_U = (end_U - begin_U - length).clamp(min=0)
+    count_U = 1 + (more_U + stride - 1) // stride
+    user_W = torch.repeat_interleave(torch.arange(len(users)), count_U)
+    number_W = torch.arange(len(user_W)) - (count_U.cumsum(0) - count_U)[user_W]
+    begin_W, end_W = begin_U[user_W], end_U[user_W]
+    stop_W = torch.minimum(begin_W + length + number_W * stride, end_W)
+    counted_W = (begin_W + length + (number_W - 1) * stride).where(number_W > 0, begin_W)
+    return torch.stack([torch.maximum(stop_W - length, begin_W), stop_W, counted_W], 1)
 
 
 @dataclass
@@ -110,14 +106,20 @@ class StepBatches:
     rank: int = 0
     accumulate: int = 1
     start_step: int = 0
+    _orders: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    """Order of the units in the epochs of the last step."""
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            self._orders.pop(epoch - 2, None)
+            self._orders[epoch] = uniform(self.seed, epoch, torch.arange(self.units)).argsort()
+        return self._orders[epoch]
 
     def step_units(self, step: int) -> Tensor:
         """Units of optimiser step `step`, as (batch_size,)."""
-        position = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        parts = []
-        for epoch in range(int(position[0]) // self.units, int(position[-1]) // self.units + 1):
-            order = uniform(self.seed, epoch, torch.arange(self.units)).argsort()
-            parts.append(order[position[position // self.units == epoch] % self.units])
+        first, stop = step * self.batch_size, (step + 1) * self.batch_size
+        epochs = range(first // self.units, (stop - 1) // self.units + 1)
+        parts = [self._order(e)[max(first - e * self.units, 0) : stop - e * self.units] for e in epochs]
         return torch.cat(parts)
 
     def __iter__(self) -> Iterator[NamedTuple]:
@@ -133,12 +135,13 @@ class StepBatches:
 
 @dataclass
 class Batches:
-    """Batches that are ready (Lightning takes a plain list for several loaders)."""
+    """One batch for each part of the units (Lightning takes a plain list for several loaders)."""
 
-    ready: list[NamedTuple]
+    parts: Sequence[Tensor]
+    collate: Callable[[Tensor, Tensor, int, int], NamedTuple]
 
     def __iter__(self) -> Iterator[NamedTuple]:
-        return iter(self.ready)
+        return (self.collate(part, part, 1, -1) for part in self.parts)
 
     def __len__(self) -> int:
-        return len(self.ready)
+        return len(self.parts)

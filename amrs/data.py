@@ -12,15 +12,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amrs.batches import LABELS, Batch, Batches, BatchSizeError, PairBatch, StepBatches, windows
+from amrs.batches import Batch, Batches, BatchSizeError, PairBatch, StepBatches, windows
 from amrs.config.data import SplitConfig
-from amrs.histories import TARGETS, FlatLog, flatten, played_before
+from amrs.histories import LABELS, TARGETS, TOKEN, FlatLog, cumulative_labels, played_before
+from amrs.mapped import open_flat
 from amrs.noise import uniform
 from amrs.rules import Rules
 from amrs.schema import SessionLog, read_log
 from amrs.splits import TRAIN, VALIDATION, split_halves, split_users
 
 _HIDE = 1
+_SESSION, _TRACK, _STEP, _MODE = range(4)
+"""Columns of a token as 8-byte integers; what follows are the values, 4 bytes each."""
+_FEEDBACK, _TARGET, _REPORT = slice(8, 12), slice(12, 19), slice(19, 21)
+
+
+def _padding() -> Tensor:
+    token = np.zeros(1, TOKEN)
+    token["track"], token["mode"] = -1, -1
+    for name in ("feedback", "target", "report"):
+        token[name] = np.nan
+    return torch.from_numpy(token.view("i8"))
+
+
+_PADDING_R = _padding()
+_TOKENS = 1 << 20
+"""Tokens looked at together where the whole log is gone through."""
 
 
 class TooFewUsersError(ValueError):
@@ -57,7 +74,7 @@ class SessionDataModule(lightning.LightningDataModule):
     ) -> None:
         super().__init__()
         self.log: SessionLog = read_log(log_dir)
-        self.flat: FlatLog = flatten(self.log)
+        self.flat: FlatLog = open_flat(log_dir, self.log)
         self.history, self.batch_size, self.seed = history, batch_size, seed
         self.hide_feedback, self.pairs = hide_feedback, pairs
         part_U = split_users(self.flat.user_ids, split)
@@ -73,7 +90,6 @@ class SessionDataModule(lightning.LightningDataModule):
                     f"of whom {int((part_U == part).sum())} are for {name}; labeller and judge get "
                     "half each. Give a log with more users, or raise data.split.validation"
                 )
-        self._cumulative_NZ = _cumulative_labels(self.flat)
 
     def withhold(self, track_K: np.ndarray) -> None:
         """Learn nothing about the plays of these tracks (True in (K,)) but the report at the session's end.
@@ -85,7 +101,8 @@ class SessionDataModule(lightning.LightningDataModule):
         withheld_N = (next_N >= 0) & torch.from_numpy(track_K)[next_N.clamp(min=0)]
         for name in ("engagement", "rating", "left", "rated"):
             self.flat.target_NY[withheld_N, TARGETS.index(name)] = torch.nan
-        self._cumulative_NZ = _cumulative_labels(self.flat)
+        token_N = self.flat.token_NR.numpy().view(TOKEN)[:, 0]
+        self.flat.labels_NZ = torch.from_numpy(cumulative_labels(token_N))
 
     @property
     def tracks(self) -> int:
@@ -111,8 +128,12 @@ class SessionDataModule(lightning.LightningDataModule):
         """Plays of each track by the part's users, as (K,)."""
         rows_S = torch.zeros(len(self.part_S), dtype=torch.bool)
         rows_S[self.rows(part)] = True
-        track_P = self.flat.track_N[rows_S[self.flat.session_N] & (self.flat.track_N >= 0)]
-        return torch.bincount(track_P, minlength=self.tracks)
+        plays_K = torch.zeros(self.tracks + 1, dtype=torch.int64)  # starts are -1, the last
+        for token_XR in self.flat.token_NR[:-1].split(_TOKENS):
+            mine_X = rows_S[token_XR[:, _SESSION]]
+            track_X = token_XR[:, _TRACK][mine_X]
+            plays_K += torch.bincount(track_X.where(track_X >= 0, self.tracks), minlength=self.tracks + 1)
+        return plays_K[:-1]
 
     def users(self, part: int) -> Tensor:
         """Users of a part that this module may use, as int64 indices."""
@@ -129,37 +150,49 @@ class SessionDataModule(lightning.LightningDataModule):
 
     def label_counts(self, window_W3: Tensor) -> Tensor:
         """Counts of `LABELS` in each window's counted tokens, as (W, Z)."""
-        return self._cumulative_NZ[window_W3[:, 1]] - self._cumulative_NZ[window_W3[:, 2]]
+        before_NZ = self.flat.labels_NZ
+        return before_NZ[window_W3[:, 1]] - before_NZ[window_W3[:, 2]]
 
     def gather(self, window_B3: Tensor, hidden_seed: int | None = None) -> Batch:
-        """The windows as a padded batch; feedback of some sessions hidden if a seed is given."""
+        """The windows as a padded batch; feedback of some sessions hidden if a seed is given.
+
+        What comes from tokens is a view of one copy of them; padding is a start of session 0.
+        """
         flat, (begin_B, end_B, counted_B) = self.flat, window_B3.unbind(1)
-        length = int((end_B - begin_B).max())
-        index_BL = begin_B[:, None] + torch.arange(length)
-        valid_BL = index_BL < end_B[:, None]
-        index_BL = index_BL.where(valid_BL, 0)
-        session_BL = flat.session_N[index_BL]
+        length_B = end_B - begin_B
+        length = int(length_B.max())
+        token_BLR = _slices(flat.token_NR, begin_B, length)
+        place_L = torch.arange(length)
+        next_track_BL = token_BLR[:, 1:, _TRACK]
+        if int(length_B.min()) == length:
+            valid_BL = torch.ones(token_BLR.shape[0], length, dtype=torch.bool)
+        else:
+            valid_BL = place_L < length_B[:, None]
+            next_track_BL = next_track_BL.where(valid_BL, -1)
+            token_BLR[:, :-1][~valid_BL] = _PADDING_R
+        token_BLR = token_BLR[:, :-1]
+        session_BL = token_BLR[..., _SESSION]
+        value_BLV = token_BLR.view(torch.float32)
+        feedback_BL4 = value_BLV[..., _FEEDBACK]
         hidden_BL = torch.zeros_like(valid_BL)
         if hidden_seed is not None and self.hide_feedback > 0:
             draw_BL = uniform(self.seed, _HIDE, hidden_seed, session_BL)
             hidden_BL = (draw_BL < self.hide_feedback) & valid_BL
-        step_BL = flat.step_N[index_BL]
-        edge_BL = (step_BL == 0) | (step_BL == flat.length_S[session_BL])
-        nan = float("nan")
-        known_BL = (valid_BL & ~hidden_BL)[..., None]
+            feedback_BL4 = feedback_BL4.masked_fill(hidden_BL[..., None], torch.nan)
+        static_BLF = flat.static_SF.index_select(0, session_BL.flatten()).unflatten(0, valid_BL.shape)
         return Batch(
-            static_BLF=flat.static_SF[session_BL],
-            track_BL=flat.track_N[index_BL].where(valid_BL, -1),
-            feedback_BL4=flat.feedback_N4[index_BL].where(known_BL, nan),
+            static_BLF=static_BLF,
+            track_BL=token_BLR[..., _TRACK],
+            feedback_BL4=feedback_BL4,
             hidden_BL=hidden_BL,
             valid_BL=valid_BL,
-            counts_BL=valid_BL & (index_BL >= counted_B[:, None]),
-            next_track_BL=flat.next_track_N[index_BL].where(valid_BL, -1),
-            mode_BL=flat.mode_S[session_BL],
-            step_BL=step_BL,
-            target_BLY=flat.target_NY[index_BL].where(valid_BL[..., None], nan),
-            report_BL2=flat.report_S2[session_BL].where((valid_BL & edge_BL)[..., None], nan),
-            user_B=flat.user_S[flat.session_N[begin_B]],
+            counts_BL=(place_L >= (counted_B - begin_B)[:, None]) & valid_BL,
+            next_track_BL=next_track_BL,
+            mode_BL=token_BLR[..., _MODE],
+            step_BL=token_BLR[..., _STEP],
+            target_BLY=value_BLV[..., _TARGET],
+            report_BL2=value_BLV[..., _REPORT],
+            user_B=flat.user_S[token_BLR[:, 0, _SESSION]],
             normaliser_Z=torch.ones(len(LABELS)),
         )
 
@@ -213,7 +246,7 @@ class SessionDataModule(lightning.LightningDataModule):
             )
         mine = torch.arange(units)[trainer.global_rank :: trainer.world_size]
         parts = mine.tensor_split(-(-(units // trainer.world_size) // self.batch_size))
-        return Batches([collate(part, part, 1, -1) for part in parts])
+        return Batches(parts, collate)
 
     def units(self, part: int) -> int:
         """Windows (or pairs) of the part's users."""
@@ -224,10 +257,9 @@ class SessionDataModule(lightning.LightningDataModule):
             chosen = torch.nonzero(self.pairs["part"] == part)[:, 0]
             return len(chosen), lambda mine, step, deals, _: self._pair_batch(chosen[mine], len(step) / deals)
         window_W3 = self.windows(part)
-        counts_WZ = self.label_counts(window_W3)
 
         def collate(mine: Tensor, step_units: Tensor, deals: int, step: int) -> Batch:
-            normaliser_Z = counts_WZ[step_units].sum(0).clamp(min=1) / deals
+            normaliser_Z = self.label_counts(window_W3[step_units]).sum(0).clamp(min=1) / deals
             return self.gather(window_W3[mine], hidden_seed=step)._replace(normaliser_Z=normaliser_Z)
 
         return len(window_W3), collate
@@ -244,11 +276,16 @@ class SessionDataModule(lightning.LightningDataModule):
         )  # fmt: skip
 
 
-def _cumulative_labels(flat: FlatLog) -> Tensor:
-    """Labels before each token, as (N + 1, Z): a window's counts are one subtraction."""
-    known_N2 = ~flat.report_S2[flat.session_N].isnan()
-    start_N = (flat.step_N == 0)[:, None]
-    end_N = (flat.step_N == flat.length_S[flat.session_N])[:, None]
-    labels = [~flat.target_NY.isnan(), known_N2 & start_N, known_N2 & end_N, flat.next_track_N[:, None] >= 0]
-    counts_NZ = torch.cat(labels, 1).cumsum(0, dtype=torch.int32)
-    return torch.cat([torch.zeros(1, counts_NZ.shape[1], dtype=torch.int32), counts_NZ])
+def _slices(token_NR: Tensor, begin_B: Tensor, length: int) -> Tensor:
+    """A copy of `length` tokens and the one after them from each of `begin_B` on, (B, length + 1, R).
+
+    Near the end of the log there are fewer: the rest is arbitrary there.
+    """
+    count, size = token_NR.shape
+    last = count - 1 - length
+    slice_NX = token_NR.as_strided((last + 1, (length + 1) * size), (size, 1))
+    token_BX = slice_NX.index_select(0, begin_B.clamp(max=last))
+    token_BLR: Tensor = token_BX.unflatten(1, (length + 1, size))
+    for b in torch.nonzero(begin_B > last)[:, 0].tolist():
+        token_BLR[b] = token_BLR[b].roll(int(last - begin_B[b]), 0)
+    return token_BLR

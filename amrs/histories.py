@@ -7,7 +7,7 @@ Shape suffixes: U users, S sessions, N tokens of the whole log, F session featur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,13 +23,24 @@ FEEDBACK = ("engagement", "rating", "track_valence", "track_arousal")
 """What a play token carries besides its track; NaN where missing."""
 TARGETS = ("engagement", "rating", "valence", "arousal", "left", "rated", "reported")
 """What the output before a play predicts about it; NaN where there is nothing to learn."""
+LABELS = (*TARGETS, "start_valence", "start_arousal", "end_valence", "end_arousal", "play")
+"""Everything a loss may be averaged over: targets, final reports asked for at a session's start and
+at its end, and plays."""
+TOKEN = np.dtype(
+    [("session", "i8"), ("track", "i8"), ("step", "i8"), ("mode", "i8"), ("feedback", "f4", len(FEEDBACK)),
+     ("target", "f4", len(TARGETS)), ("report", "f4", 2)], align=True,
+)  # fmt: skip
+"""All that a batch needs of one token, side by side: a window is one piece of memory."""
 
 _REPORTS = ("pre_valence", "pre_arousal", "post_valence", "post_arousal")
 
 
 @dataclass
 class FlatLog:
-    """The whole log as flat tensors, in log order; codes are -1 and values NaN where null."""
+    """The whole log as flat tensors, in log order; codes are -1 and values NaN where null.
+
+    What belongs to tokens are views of `token_NR`, so they are strided.
+    """
 
     user_ids: list[str]
     """Users are numbered in the order of the log."""
@@ -61,6 +72,22 @@ class FlatLog:
     """One past the last token of each user."""
     row_U: Tensor
     """First session of each user."""
+    token_NR: Tensor
+    """The tokens as `TOKEN`, 8 bytes a column, and one more that is a start: (N + 1, R)."""
+    labels_NZ: Tensor
+    """int16 counts of `LABELS` before each token, modulo 2^16, as (N + 1, Z): those of a window are one
+    subtraction."""
+
+    @staticmethod
+    def of(arrays: Mapping[str, np.ndarray], user_ids: list[str]) -> FlatLog:
+        """From `token_N` and `labels_NZ`, and the arrays of sessions and users by the names above."""
+        token_N = arrays["token_N"]
+        views = {"session_N": token_N["session"][:-1], "track_N": token_N["track"][:-1],
+                 "step_N": token_N["step"][:-1], "next_track_N": token_N["track"][1:],
+                 "feedback_N4": token_N["feedback"][:-1], "target_NY": token_N["target"][:-1],
+                 "token_NR": token_N.view("i8").reshape(len(token_N), -1)}  # fmt: skip
+        given = {**{name: array for name, array in arrays.items() if name != "token_N"}, **views}
+        return FlatLog(user_ids, **{name: torch.from_numpy(array) for name, array in given.items()})
 
 
 def _previous(values_S: np.ndarray, same_user_S: np.ndarray) -> np.ndarray:
@@ -144,13 +171,12 @@ read is the encoder's own business."""
 
 
 def flatten(log: SessionLog) -> FlatLog:
-    """The log as flat tensors. Missing feedback stays NaN."""
+    """The log as flat tensors in memory. Missing feedback stays NaN."""
     from amrs.targets import columns
 
     flat = columns(log)
-    row_U = _first_rows(flat)
-    user_ids = log.sessions.select_columns(["user_id"])[row_U.tolist()]["user_id"]
-    return flatten_columns(flat, len(log.metadata.modes), len(log.metadata.cohorts), user_ids)
+    ids = log.sessions.select_columns(["user_id"])[_first_rows(flat).tolist()]["user_id"]
+    return flatten_columns(flat, len(log.metadata.modes), len(log.metadata.cohorts), ids)
 
 
 def _first_rows(flat: Columns) -> np.ndarray:
@@ -160,6 +186,11 @@ def _first_rows(flat: Columns) -> np.ndarray:
 
 def flatten_columns(flat: Columns, modes: int, cohorts: int, user_ids: list[str]) -> FlatLog:
     """The same from columns, which need not be those of a log on disk."""
+    return FlatLog.of(flat_arrays(flat, modes, cohorts), user_ids)
+
+
+def flat_arrays(flat: Columns, modes: int, cohorts: int) -> dict[str, np.ndarray]:
+    """What `FlatLog.of` takes."""
     length_S, user_S = flat.length_S, flat.user_S
     first_S = flat.first_S + np.arange(len(length_S))
     count = int((length_S + 1).sum())
@@ -176,26 +207,43 @@ def flatten_columns(flat: Columns, modes: int, cohorts: int, user_ids: list[str]
     )
     row_U = _first_rows(flat)
     user_first_U = first_S[row_U]
-    next_track_N, target_NY = _targets(
-        session_N, step_N, length_S, track_N, feedback_N4, report_S2, flat.session_S["left"]
-    )
-    static_SF = static_features(flat, modes, cohorts)
-    arrays = (user_S, flat.mode_S, flat.cohort_S, static_SF, report_S2, pre_S2, first_S, length_S, session_N,
-              track_N, feedback_N4, step_N, next_track_N, target_NY, user_first_U,
-              np.r_[user_first_U[1:], count], row_U)  # fmt: skip
-    return FlatLog(user_ids, *(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
+    target_NY = _targets(session_N, step_N, length_S, feedback_N4, report_S2, flat.session_S["left"])
+    edge_N = (step_N == 0) | (step_N == length_S[session_N])
+    token_N = np.zeros(count + 1, TOKEN)
+    token_N[-1]["track"], token_N[-1]["mode"] = -1, -1
+    for name, values in (("session", session_N), ("track", track_N), ("step", step_N),
+                         ("mode", flat.mode_S[session_N]), ("feedback", feedback_N4), ("target", target_NY),
+                         ("report", np.where(edge_N[:, None], report_S2[session_N], np.nan))):  # fmt: skip
+        token_N[name][:-1] = values
+    return {
+        "user_S": user_S, "mode_S": flat.mode_S, "cohort_S": flat.cohort_S,
+        "static_SF": static_features(flat, modes, cohorts), "report_S2": report_S2, "pre_report_S2": pre_S2,
+        "first_S": first_S, "length_S": length_S, "user_first_U": user_first_U,
+        "user_last_U": np.r_[user_first_U[1:], count], "row_U": row_U, "token_N": token_N,
+        "labels_NZ": cumulative_labels(token_N),
+    }  # fmt: skip
+
+
+def cumulative_labels(token_N: np.ndarray) -> np.ndarray:
+    """Counts of `LABELS` before each token, modulo 2^16, from N + 1 tokens: (N + 1, Z)."""
+    now_N, known_N2 = token_N[:-1], ~np.isnan(token_N["report"][:-1])
+    start_N1 = (now_N["step"] == 0)[:, None]
+    labels = [~np.isnan(now_N["target"]), known_N2 & start_N1, known_N2 & ~start_N1]
+    labels.append((token_N["track"][1:] >= 0)[:, None])
+    counts_NZ = np.zeros((len(token_N), len(LABELS)), np.int16)
+    np.cumsum(np.concatenate(labels, 1), 0, np.int16, counts_NZ[1:])
+    return counts_NZ
 
 
 def _targets(
     session_N: np.ndarray,
     step_N: np.ndarray,
     length_S: np.ndarray,
-    track_N: np.ndarray,
     feedback_N4: np.ndarray,
     report_S2: np.ndarray,
     left_S: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Next track (N,) and `TARGETS` (N, Y) of the play that follows each token in its session.
+) -> np.ndarray:
+    """`TARGETS` (N, Y) of the play that follows each token in its session.
 
     Valence and arousal mean the report if the session ended after that play: the session's report
     at its last play, a report right after the track elsewhere.
@@ -203,7 +251,6 @@ def _targets(
     follows_N = step_N < length_S[session_N]
     last_N = step_N == length_S[session_N] - 1
     next_N = np.minimum(np.arange(len(step_N)) + 1, len(step_N) - 1)
-    next_track_N = np.where(follows_N, track_N[next_N], -1)
     feedback = feedback_N4[next_N]
     report_N2 = report_S2[session_N]
     affect = np.where(last_N[:, None] & ~np.isnan(report_N2), report_N2, feedback[:, 2:])
@@ -213,7 +260,7 @@ def _targets(
     reported_N = np.where(last_N, (~np.isnan(report_N2)).any(1), np.nan)
     target_NY = np.column_stack([feedback[:, :2], affect, left_N, rated_N, reported_N]).astype(np.float32)
     target_NY[~follows_N] = np.nan
-    return next_track_N, target_NY
+    return target_NY
 
 
 def played_before(flat: FlatLog, row_B: Tensor, step_B: Tensor) -> Tensor:

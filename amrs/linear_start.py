@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from amrs.bags import Bags
-from amrs.batches import LABELS, Batch
+from amrs.batches import Batch
 from amrs.data import SessionDataModule
 from amrs.estimators import tuning_rows
-from amrs.histories import TARGETS
+from amrs.histories import LABELS, TARGETS
 from amrs.models.world_model import WorldModel, WorldModelMember
 from amrs.signals import Kind
 from amrs.splits import TRAIN, VALIDATION

@@ -17,6 +17,7 @@ from amrs.rollout import Feedback
 
 MEMBER, ENGAGEMENT, RATED, RATING, LEFT = range(200, 205)
 """Purposes of random draws."""
+_DRAWN = (ENGAGEMENT, RATED, RATING, LEFT)
 
 
 @dataclass
@@ -148,9 +149,9 @@ class ImaginedListeners:
             sampled = sample_feedback(group.member, params, group.key_G, t)
             for whole, part in zip(feedback, sampled, strict=True):
                 whole[index_G] = part
-            for name, kind in group.member.kinds.items():
+            for name, mean_G in group.member.means(params).items():
                 whole = expected.setdefault(name, torch.empty(len(track_B)))
-                whole[index_G] = kind.mean(params[name])
+                whole[index_G] = mean_G
             mind = group.reader.append(group.mind, track_G, sampled)
             groups.append(_Group(group.member, group.reader, index_G, group.key_G, mind))
         return groups, feedback, expected
@@ -158,11 +159,12 @@ class ImaginedListeners:
 
 def sample_feedback(member: WorldModelMember, params: dict[str, Tensor], key_G: Tensor, t: int) -> Feedback:
     """Feedback drawn from a member's answer, by the rollouts' keys."""
+    u_G4 = uniform(key_G[:, None], t, torch.tensor(_DRAWN))
 
     def draw(name: str, purpose: int) -> Tensor:
         if name not in params:
             return torch.full(key_G.shape, torch.nan)
-        return member.kinds[name].sample(params[name], uniform(key_G, t, purpose))
+        return member.kinds[name].sample(params[name], u_G4[:, _DRAWN.index(purpose)])
 
     rated_G = draw("rated", RATED) > 0.5
     rating_G = draw("rating", RATING).where(rated_G, torch.nan)

@@ -11,15 +11,14 @@ from torch import Tensor
 from amrs.data import SessionDataModule
 from amrs.listeners import HistoryReader, Mind
 from amrs.models.policy import PolicyModel
-from amrs.models.world_model import Candidates, WorldModel, WorldModelMember
+from amrs.models.world_model import Candidates, Question, WorldModel, WorldModelMember
 from amrs.rollout import Feedback
 from amrs.utility import Utility
 
 _CERTAIN = 1e6
 """Logits per unit of utility that make a softmax an argmax."""
-_CHUNK, _SCORED = 4, 8192
-"""Histories whose whole catalogue is scored at a time, and scores: what fits a cache is scored three times as
-fast."""
+_SCORED = 8192
+"""Tracks that are scored at a time: what lies between them and the result stays in the cache."""
 
 
 class FixedPolicy:
@@ -130,18 +129,21 @@ def catalogue_utility(
     halves = [member.candidates(track_C) for member in model.ensemble] if halves is None else halves
     member_u = []
     for member, candidates, h_BD in zip(model.ensemble, halves, h_MBD, strict=True):
-        parts = zip(h_BD.split(_CHUNK), mode_B.split(_CHUNK), step_B.split(_CHUNK), strict=True)
-        member_u.append(torch.cat([_score(member, utility, candidates, *part) for part in parts]))
+        chunks = [Candidates(*part) for part in zip(*(x.split(_SCORED) for x in candidates), strict=True)]
+        questions = member.questions(h_BD, list(utility.weights))
+        asked = zip(questions, mode_B[:, None], step_B[:, None], strict=True)
+        member_u.append(torch.stack([_score(member, utility, chunks, *one) for one in asked]))
     track_C = torch.arange(halves[0].joined_KH.shape[0]) if track_C is None else track_C
     return utility.joined(torch.stack(member_u), track_C)
 
 
 def _score(
-    member: WorldModelMember, utility: Utility, candidates: Candidates, h_BD: Tensor, mode_B: Tensor,
-    step_B: Tensor,
+    member: WorldModelMember, utility: Utility, chunks: list[Candidates], question: Question, mode_1: Tensor,
+    step_1: Tensor,
 ) -> Tensor:  # fmt: skip
-    """Utility (B, K), a few tracks at a time: what lies between them and the result stays in the cache."""
-    size, signals = max(1, _SCORED // len(h_BD)), list(utility.weights)
-    parts = zip(*(half.split(size) for half in candidates), strict=True)
-    params = (member.score(h_BD, Candidates(*part), signals) for part in parts)
-    return torch.cat([utility(member.kinds, found, mode_B, step_B) for found in params], 1)
+    """Utility (K,) of the tracks to one listener."""
+    found = []
+    for part in chunks:
+        params = {name: value[None] for name, value in member.replies(question, part).items()}
+        found.append(utility(member.kinds, params, mode_1, step_1)[0])
+    return torch.cat(found)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from amrs.losses import kl_divergence
@@ -17,6 +18,8 @@ from amrs.rules import Rules, log_softmax_allowed
 
 ACTION = 100
 """Purpose of the draw that picks a track; environments use purposes of their own."""
+_BLOCK = 64
+"""Tracks whose probabilities are summed before the cumulative sum."""
 
 
 class Feedback(NamedTuple):
@@ -97,10 +100,22 @@ class Rollouts:
 
 
 def choose(log_p_BK: Tensor, u_B: Tensor) -> Tensor:
-    """The track at quantile `u_B` of the distribution, as (B,): one uniform and a cumulative sum."""
-    edge_BK = log_p_BK.exp().cumsum(1, dtype=torch.float64)
-    threshold_B1 = (u_B.double() * edge_BK[:, -1])[:, None]
-    return torch.searchsorted(edge_BK, threshold_B1)[:, 0].clamp(max=log_p_BK.shape[1] - 1)
+    """The track at quantile `u_B` of the distribution, as (B,); log-probabilities may lack a constant.
+
+    One uniform and a cumulative sum, first over blocks of tracks and then inside one block. Where
+    probabilities are no numbers it is any track.
+    """
+    p_BK = log_p_BK.exp()
+    p_BNX = F.pad(p_BK, (0, -p_BK.shape[1] % _BLOCK)).unflatten(1, (-1, _BLOCK))
+    edge_BN = p_BNX.sum(2).cumsum(1, dtype=torch.float64)
+    threshold_B1 = u_B.double()[:, None] * edge_BN[:, -1:]
+    block_B1 = torch.searchsorted(edge_BN, threshold_B1).clamp(max=edge_BN.shape[1] - 1)
+    before_B1 = F.pad(edge_BN, (1, 0)).gather(1, block_B1)
+    edge_BX = p_BNX.gather(1, block_B1[..., None].expand(-1, -1, _BLOCK))[:, 0].cumsum(1, dtype=torch.float64)
+    # Rounding must not choose what has no probability, before the block's first track or behind its last.
+    inside_B1 = (threshold_B1 - before_B1).clamp(min=1e-300).minimum(edge_BX[:, -1:])
+    track_B1 = block_B1 * _BLOCK + torch.searchsorted(edge_BX, inside_B1)
+    return track_B1[:, 0].clamp(max=log_p_BK.shape[1] - 1)
 
 
 @torch.inference_mode()
@@ -125,17 +140,22 @@ def imagine(
     here_B = torch.ones(len(row_B), dtype=torch.bool)
     left_B = ~here_B
     track_BT = torch.full((len(row_B), horizon), -1)
+    allowed_BK = rules.allowed(mode_B, track_BT[:, :0])
+    left_over_B = allowed_BK.sum(1)
+    u_BT = uniform(key_B[:, None], torch.arange(horizon), ACTION)
     record: dict[str, list[Tensor]] = {}
     for t in range(horizon):
-        allowed_BK = rules.allowed(mode_B, track_BT[:, :t])
-        some_B1 = allowed_BK.any(1, keepdim=True)
-        here_B = here_B & some_B1[:, 0]
-        allowed_BK = allowed_BK | ~some_B1
-        log_p_BK = log_softmax_allowed(policy.logits(mind), allowed_BK)
+        some_B = left_over_B > (0 if rules.repeats else t)
+        here_B, allowed_BK = here_B & some_B, allowed_BK | ~some_B[:, None]
+        log_p_BK = policy.logits(mind).masked_fill(~allowed_BK, -torch.inf)
+        log_p_BK.sub_(log_p_BK.amax(1, keepdim=True))
         if reference is not None:
+            log_p_BK = log_p_BK.log_softmax(1)
             log_q_BK = log_softmax_allowed(reference.logits(shadow), allowed_BK)
             record.setdefault("kl", []).append(kl_divergence(log_p_BK, log_q_BK))
-        track_B = choose(log_p_BK, uniform(key_B, t, ACTION))
+        track_B = choose(log_p_BK, u_BT[:, t])
+        if not rules.repeats:
+            allowed_BK.scatter_(1, track_B[:, None], False)
         world, feedback, expected = environment.step(world, track_B, t)
         mind = policy.observe(mind, track_B, feedback)
         if reference is not None:

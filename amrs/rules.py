@@ -3,10 +3,15 @@
 Shape suffixes: M modes, K tracks, P positions, T plays of a session.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+_LOGITS = 1 << 26
+"""Logits held at a time: 256 MiB."""
 
 
 class Rules:
@@ -61,3 +66,21 @@ def log_prob_allowed(logits_PK: Tensor, allowed_PK: Tensor, track_P: Tensor) -> 
     nor its gradient is written out for the other tracks more than once."""
     found: Tensor = _Chosen.apply(logits_PK, allowed_PK, track_P)  # type: ignore[no-untyped-call]
     return found
+
+
+def in_chunks(score: Callable[..., Tensor], rows: Sequence[Tensor], tracks: int) -> Tensor:
+    """`score` of all rows (N, ...), each of which needs logits over the catalogue.
+
+    Large catalogues: memory for one chunk of rows at a time; its logits are computed again for gradients.
+    """
+    chunk = max(1, _LOGITS // tracks)
+    if len(rows[0]) <= chunk:
+        return score(*rows)
+    chunks = zip(*(x.split(chunk) for x in rows), strict=True)
+    return torch.cat([checkpoint(score, *part, use_reentrant=False) for part in chunks])
+
+
+def histories_at_once(tracks: int, most: int) -> int:
+    """Histories, at most `most`, that are looked at together where several tables over the catalogue are
+    held for each."""
+    return max(1, min(most, (_LOGITS >> 2) // tracks))

@@ -7,8 +7,9 @@ One row per session, one row per track; unknown is null, never 0. Scales are [0,
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ __all__ = [
     "Metadata",
     "SessionLog",
     "catalogue_schema",
+    "checked_sessions",
+    "new_log",
     "read_log",
+    "read_shards",
     "session_schema",
     "validate",
     "write_log",
@@ -135,7 +139,7 @@ def validate(sessions: pa.Table, catalogue: pa.Table, metadata: Metadata, source
     (float64, int64, class names or codes), and those that may be null may be left out.
     """
     catalogue = _checked_catalogue(catalogue, metadata, source)
-    _checked_sessions(sessions, catalogue, metadata, source)
+    checked_sessions(sessions, catalogue, metadata, source)
 
 
 def write_log(
@@ -145,16 +149,23 @@ def write_log(
 
     Shards are tables of sessions, written one by one; all sessions of a user are in one shard.
     """
+    with new_log(folder) as partial:
+        catalogue = _checked_catalogue(catalogue, metadata, source)
+        fingerprint = _write_tables(partial, shards, catalogue, metadata, source)
+        about = {**asdict(metadata), "fingerprint": fingerprint}
+        (partial / "metadata.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+@contextmanager
+def new_log(folder: Path) -> Iterator[Path]:
+    """A folder to write a log in, which becomes `folder` if all goes well and else is removed."""
     if folder.exists():
         raise LogError(f"{folder} exists; a log is written once, into a new folder")
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        catalogue = _checked_catalogue(catalogue, metadata, source)
-        fingerprint = _write_tables(partial, shards, catalogue, metadata, source)
-        about = {**asdict(metadata), "fingerprint": fingerprint}
-        (partial / "metadata.json").write_text(json.dumps(about, indent=1) + "\n")
+        yield partial
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -180,13 +191,22 @@ def read_log(folder: Path) -> SessionLog:
     metadata = Metadata(
         about["name"], modes, cohorts, context, about["signals"], about["repeats"], about["embedding"]
     )
-    parts = sorted((folder / "sessions").glob("shard-*"))
     try:
-        sessions = [datasets.Dataset.load_from_disk(str(part)) for part in parts]
+        sessions = [datasets.Dataset.load_from_disk(str(part)) for part in _parts(folder)]
         catalogue = datasets.Dataset.load_from_disk(str(folder / "catalogue"))
         return SessionLog(datasets.concatenate_datasets(sessions), catalogue, metadata, fingerprint)
     except (OSError, ValueError) as error:
         raise LogError(f"{folder} is damaged: {error}; run stage=prepare again") from error
+
+
+def read_shards(folder: Path, log: SessionLog) -> Iterator[SessionLog]:
+    """The log in `folder` one shard at a time, each with whole users."""
+    for part in _parts(folder):
+        yield replace(log, sessions=datasets.Dataset.load_from_disk(str(part)))
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted((folder / "sessions").glob("shard-*"))
 
 
 def _checked_catalogue(catalogue: pa.Table, metadata: Metadata, source: Source) -> pa.Table:
@@ -198,9 +218,8 @@ def _checked_catalogue(catalogue: pa.Table, metadata: Metadata, source: Source) 
     return wide
 
 
-def _checked_sessions(
-    sessions: pa.Table, catalogue: pa.Table, metadata: Metadata, source: Source
-) -> pa.Table:
+def checked_sessions(sessions: pa.Table, catalogue: pa.Table, metadata: Metadata, source: Source) -> pa.Table:
+    """The sessions as wide columns; LogError that names what is wrong with them."""
     faults = Faults(source)
     wide = conform(sessions, session_schema(metadata), "sessions", faults)
     faults.raise_any()
@@ -223,7 +242,7 @@ def _write_tables(
     for sessions in shards:
         if not len(sessions):
             continue
-        wide = _checked_sessions(sessions, catalogue, metadata, source)
+        wide = checked_sessions(sessions, catalogue, metadata, source)
         path = folder / "sessions" / f"shard-{len(users):05d}"
         save(even_lists(wide), session_schema(metadata), path, digest)
         session_ids.append(wide["session_id"])

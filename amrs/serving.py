@@ -20,9 +20,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from amrs.batches import LABELS, Batch
+from amrs.batches import Batch
 from amrs.config.groups import ModelConfig
-from amrs.histories import FEEDBACK, TARGETS, FlatLog, flatten_columns
+from amrs.histories import FEEDBACK, LABELS, TARGETS, FlatLog, flatten_columns
 from amrs.models.policy import PolicyModel
 from amrs.rules import Rules, log_softmax_allowed
 

@@ -127,13 +127,16 @@ class Bounded:
         return -(log_weight + log_p).logsumexp(-1)
 
     def mean(self, params: Tensor) -> Tensor:
-        """Closed form of E[clamp(x, 0, 1)] for each component, mixed."""
-        log_weight, location, scale = self._parts(params)
+        """Closed form of E[clamp(x, 0, 1)] for each normal, mixed; the atoms' means are 0 and 1."""
+        logit, location, raw = self._split(params)
+        weight = (logit - logit.amax(-1, keepdim=True)).exp()
+        scale = F.softplus(raw) + _MIN_SCALE
         low, high = -location / scale, (1 - location) / scale
-        density = torch.exp(-0.5 * low**2 - _LOG_SQRT_2PI) - torch.exp(-0.5 * high**2 - _LOG_SQRT_2PI)
+        density = torch.exp(-0.5 * low * low - _LOG_SQRT_2PI) - torch.exp(-0.5 * high * high - _LOG_SQRT_2PI)
         below, above = _phi(low), _phi(-high)
         mean = location * (1 - below - above) + scale * density + above
-        return (log_weight.exp() * mean).sum(-1)
+        mixed: Tensor = ((weight[..., 1:-1] * mean).sum(-1) + weight[..., -1]) / weight.sum(-1)
+        return mixed
 
     def variance(self, params: Tensor) -> Tensor:
         """Closed form of E[clamp(x, 0, 1)^2] for each component, mixed, less the squared mean."""

@@ -89,11 +89,12 @@ class Utility:
                 f"{', '.join(params)}"
             )
         total = torch.zeros(params[signals[0]].shape[:-1], device=mode_B.device)
+        modes = mode_B.unique().tolist()
         for signal in signals:
             scale = self.weights[signal] / max(self.spread.get(signal, 1.0), LEAST_SPREAD)
             good = torch.zeros_like(total)
-            for mode in mode_B.unique().tolist():
-                rows = mode_B == mode
+            for mode in modes:
+                rows = mode_B == mode if len(modes) > 1 else slice(None)
                 direction = self.direction(signal, mode)
                 if direction == "up":
                     good[rows] = kinds[signal].mean(params[signal][rows])

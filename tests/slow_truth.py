@@ -5,8 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from amrs.batches import Batch
+from amrs.data import SessionDataModule
+from amrs.histories import LABELS
 from amrs.models.summaries import running_sums, summarise
 from amrs.models.transformer import HistoryEncoder, _rotate
+from amrs.noise import uniform
 
 
 def expected_distance(cdf: Tensor, grid_G: Tensor, target: float) -> Tensor:
@@ -51,3 +54,31 @@ def plain_encoding(encoder: HistoryEncoder, batch: Batch) -> Tensor:
         wide = F.gelu(F.linear(block.norm_mlp(x), block.mlp[0].weight, block.mlp[0].bias))
         x = x + F.linear(wide, block.mlp[2].weight, block.mlp[2].bias)
     return torch.cat([encoder.norm(x), summary.taste_BLTE.flatten(-2), known], -1)
+
+
+def picked(data: SessionDataModule, window_B3: Tensor, hidden_seed: int) -> Batch:
+    """`data.gather`, every field by the rows of its tokens."""
+    flat, (begin_B, end_B, counted_B) = data.flat, window_B3.unbind(1)
+    index_BL = begin_B[:, None] + torch.arange(int((end_B - begin_B).max()))
+    valid_BL = index_BL < end_B[:, None]
+    index_BL = index_BL.where(valid_BL, 0)
+    session_BL, step_BL = flat.session_N[index_BL], flat.step_N[index_BL]
+    draw_BL = uniform(data.seed, 1, hidden_seed, session_BL)
+    hidden_BL = (draw_BL < data.hide_feedback) & valid_BL
+    known_BL1 = (valid_BL & ~hidden_BL)[..., None]
+    edge_BL = valid_BL & ((step_BL == 0) | (step_BL == flat.length_S[session_BL]))
+    return Batch(
+        flat.static_SF[session_BL], flat.track_N[index_BL].where(valid_BL, -1),
+        flat.feedback_N4[index_BL].where(known_BL1, torch.nan), hidden_BL, valid_BL,
+        valid_BL & (index_BL >= counted_B[:, None]), flat.next_track_N[index_BL].where(valid_BL, -1),
+        flat.mode_S[session_BL].where(valid_BL, -1), step_BL,
+        flat.target_NY[index_BL].where(valid_BL[..., None], torch.nan),
+        flat.report_S2[session_BL].where(edge_BL[..., None], torch.nan), flat.user_S[flat.session_N[begin_B]],
+        torch.ones(len(LABELS)),
+    )  # fmt: skip
+
+
+def chosen(log_p_BK: Tensor, u_B: Tensor) -> Tensor:
+    """`rollout.choose` by one cumulative sum over all tracks."""
+    edge_BK = log_p_BK.double().exp().cumsum(1)
+    return torch.searchsorted(edge_BK, u_B.double()[:, None] * edge_BK[:, -1:])[:, 0]

@@ -1,5 +1,6 @@
 """Histories, windows, batches and their counts, by hand and against slow loops."""
 
+import itertools
 import math
 from collections import Counter
 from pathlib import Path
@@ -9,13 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from slow_truth import picked
 from tiny_logs import METADATA, letters, opened, random_log, session, write
 from torch import Tensor
 
-from amrs.batches import LABELS, StepBatches
+from amrs.batches import Batch, StepBatches
 from amrs.config.data import SplitConfig
 from amrs.data import SessionDataModule, TooFewUsersError
-from amrs.histories import TARGETS, played_before
+from amrs.histories import LABELS, TARGETS, flatten, played_before
+from amrs.mapped import open_flat
+from amrs.schema import read_log, write_log
 from amrs.splits import TEST, TRAIN, VALIDATION
 
 NAN = float("nan")
@@ -336,3 +340,41 @@ def test_withheld_tracks_teach_nothing_of_their_plays_and_stay_in_the_history(tm
     assert torch.equal(data.flat.feedback_N4.nan_to_num(-1), feedback.nan_to_num(-1))
     whole = torch.tensor([[0, len(next_N), 0]])
     assert data.label_counts(whole)[0, :7].tolist() == (~data.flat.target_NY.isnan()).sum(0).tolist()
+
+
+def test_the_mapped_log_of_many_shards_equals_the_log_in_memory(tmp_path: Path) -> None:
+    whole = read_log(random_log(tmp_path / "whole", users=17))
+    table = whole.sessions.with_format("arrow")[:]
+    ends = [n for n in range(1, len(table)) if table["user_id"][n] != table["user_id"][n - 1]]
+    cuts = [0, ends[2], ends[3], ends[9], len(table)]
+    shards = [table.slice(a, b - a) for a, b in itertools.pairwise(cuts)]
+    write_log(tmp_path / "log", shards, whole.catalogue.with_format("arrow")[:], whole.metadata, "test")
+    log = read_log(tmp_path / "log")
+    mapped, truth = open_flat(tmp_path / "log", log), flatten(log)
+    for name, values in vars(truth).items():
+        if name != "user_ids":
+            assert torch.equal(getattr(mapped, name).nan_to_num(-9), values.nan_to_num(-9)), name
+    assert mapped.user_ids == truth.user_ids
+
+
+def test_what_is_written_to_a_mapped_log_stays_in_the_process(tmp_path: Path) -> None:
+    folder = random_log(tmp_path / "log")
+    opened(folder).flat.token_NR.zero_()
+    assert (opened(folder).flat.track_N != 0).any()
+
+
+def test_a_batch_of_slices_equals_rows_picked_one_by_one(tmp_path: Path) -> None:
+    data = opened(random_log(tmp_path / "log", users=30), history=8, hide_feedback=0.5)
+    window_W3 = torch.cat([data.windows(part) for part in (TRAIN, VALIDATION, TEST)])
+    assert int((window_W3[:, 1] - window_W3[:, 0]).min()) < 8
+    for part in [*window_W3.split(5), *window_W3.flip(0).split(7)]:
+        for field, fast, slow in zip(Batch._fields, data.gather(part, 3), picked(data, part, 3), strict=True):
+            assert same(fast, slow), field
+
+
+def test_an_epoch_of_steps_takes_every_unit_once() -> None:
+    batches = StepBatches(10, 4, 0, lambda *_: None)  # type: ignore[arg-type, return-value]
+    units = torch.cat([batches.step_units(step) for step in range(5)])
+    assert units[:10].sort().values.tolist() == units[10:].sort().values.tolist() == list(range(10))
+    again = StepBatches(10, 4, 0, lambda *_: None)  # type: ignore[arg-type, return-value]
+    assert torch.equal(again.step_units(4), units[16:]) and units[:10].tolist() != units[10:].tolist()

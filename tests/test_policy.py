@@ -105,7 +105,10 @@ def test_a_session_without_a_mode_may_play_any_track(data: SessionDataModule) ->
     assert rules.allowed(torch.tensor([-1]), torch.zeros(1, 0).long()).all()
 
 
-def test_pairs_are_scored_under_the_mode_of_their_own_session(tmp_path: Path) -> None:
+@pytest.mark.parametrize("logits", [1 << 26, 100])
+def test_pairs_are_scored_under_the_mode_of_their_own_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logits: int
+) -> None:
     """A prefix begins in earlier sessions of other modes; before any step, policy and reference agree."""
     from types import SimpleNamespace
 
@@ -113,6 +116,7 @@ def test_pairs_are_scored_under_the_mode_of_their_own_session(tmp_path: Path) ->
     from amrs.stages.dpo import DirectPreference
     from amrs.stages.preferences import _reference
 
+    monkeypatch.setattr("amrs.rules._LOGITS", logits)
     data = opened(random_log(tmp_path / "log", users=30), history=64)
     flat, model, rules = data.flat, policy(data), data.rules()
     token_B = torch.nonzero(flat.track_N >= 0)[:, 0]

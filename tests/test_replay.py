@@ -71,7 +71,8 @@ def test_with_the_logs_own_feedback_a_replay_predicts_as_reading_the_log_does(
 ) -> None:
     """Across session starts too, in a log without the reports that a replay may not see."""
     flat = data.flat
-    static_SF, feedback_N4 = flat.static_SF.clone(), flat.feedback_N4.clone()
+    static_SF, token_NR = flat.static_SF.clone(), flat.token_NR.clone()
+    feedback_N4 = token_NR.view(torch.float32)[:-1, 8:12]
     meta = data.log.metadata
     names = static_names(meta.modes, meta.cohorts, meta.context)
     hidden = [name.startswith(("pre_", "last_", "mean_")) for name in names]
@@ -80,6 +81,7 @@ def test_with_the_logs_own_feedback_a_replay_predicts_as_reading_the_log_does(
     feedback_N4[:, 2:] = torch.nan
     monkeypatch.setattr(flat, "static_SF", static_SF)
     monkeypatch.setattr(flat, "feedback_N4", feedback_N4)
+    monkeypatch.setattr(flat, "token_NR", token_NR)
     row_B = first_rows(data)
     tape = logged_tape(data, row_B, 6)
     found = replay(model, data, tape, 1, 0, logged=True)

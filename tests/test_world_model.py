@@ -8,10 +8,10 @@ import pytest
 import torch
 from tiny_logs import METADATA, letters, opened, random_log, session, world_model, write
 
-from amrs.batches import LABELS, Batch
+from amrs.batches import Batch
 from amrs.config.groups import ModelConfig
 from amrs.data import SessionDataModule
-from amrs.histories import BLIND_TO, TARGETS, static_names
+from amrs.histories import BLIND_TO, LABELS, TARGETS, static_names
 from amrs.models.world_model import masked_sums
 from amrs.splits import TRAIN
 from amrs.stages.world_model import build, label_counts, label_weights

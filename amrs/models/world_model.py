@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amrs.batches import LABELS, Batch
+from amrs.batches import Batch
 from amrs.config.groups import ModelConfig
-from amrs.histories import TARGETS
+from amrs.histories import LABELS, TARGETS
 from amrs.models.dropout import Dropout
-from amrs.models.linear import Linear, linear
+from amrs.models.linear import Linear
 from amrs.models.packed import rounded
 from amrs.models.summaries import SESSION, SHARE, TASTE_SCALES, TASTES
 from amrs.models.transformer import HistoryEncoder
@@ -45,6 +45,20 @@ class Candidates(NamedTuple):
     embedding_KE: Tensor
 
 
+class Question(NamedTuple):
+    """One listener's half of the head, for some signals (P parameters, X moves); A affinities, Q = A + T."""
+
+    query_AD: Tensor
+    near_TE: Tensor
+    joined_QH: Tensor
+    """What affinities and nearness add to the hidden layer; then what this listener does, in a last row."""
+    head_PH: Tensor
+    near_PT: Tensor
+    """What nearness adds to the parameters; then what this listener does, in a last column."""
+    linear_PX: Tensor
+    sizes: dict[str, int]
+
+
 class WorldModelMember(nn.Module):
     """One member of the ensemble.
 
@@ -57,6 +71,8 @@ class WorldModelMember(nn.Module):
     """
 
     near_scale_T: Tensor
+    move_XP: Tensor
+    """How moves change the head's parameters: every kind's `moved` adds what is linear in them."""
 
     def __init__(
         self,
@@ -81,6 +97,9 @@ class WorldModelMember(nn.Module):
         scale_T = torch.tensor(TASTE_SCALES) * embedding_KE.shape[1] ** -0.5
         self.register_buffer("near_scale_T", scale_T, persistent=False)
         moves = sum(kind.moves for kind in self.kinds.values())
+        move_XP = torch.block_diag(*[k.moved(torch.zeros(k.moves, k.size), torch.eye(k.moves))
+                                     for k in self.kinds.values()])  # fmt: skip
+        self.register_buffer("move_XP", move_XP, persistent=False)
         self.known_linear = Linear(self.encoder.sizes[2], moves, bias=False)
         self.session_linear = Linear(embedding_KE.shape[1], moves, bias=False)
         self.near_linear = Linear(len(TASTES), moves, bias=False)
@@ -138,20 +157,19 @@ class WorldModelMember(nn.Module):
         own, tastes, known = h_ND.split(self.encoder.sizes, -1)
         return own, tastes.unflatten(-1, (len(TASTES), -1)), known
 
-    def _split(
-        self, hidden: Tensor, shift: Tensor, signals: Sequence[str] | None = None
-    ) -> dict[str, Tensor]:
-        """Head parameters by signal: of all of them, or only of `signals`."""
+    def _split(self, hidden: Tensor, shift: Tensor) -> dict[str, Tensor]:
+        """Head parameters by signal."""
+        params = self.head(self.dropout(F.gelu(hidden))).float() + (shift @ self.move_XP).float()
         sizes = [kind.size for kind in self.kinds.values()]
-        moves = shift.split([kind.moves for kind in self.kinds.values()], -1)
-        activated = self.dropout(F.gelu(hidden))
-        found = {}
-        for (name, kind), weight, bias, move in zip(
-            self.kinds.items(), self.head.weight.split(sizes), self.head.bias.split(sizes), moves, strict=True
-        ):
-            if signals is None or name in signals:
-                found[name] = kind.moved(linear(activated, weight, bias).float(), move.float())
-        return found
+        return dict(zip(self.kinds, params.split(sizes, -1), strict=True))
+
+    def means(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Expectation of each signal (...), from parameters (..., P)."""
+        found: dict[str, Tensor] = {}
+        for kind in dict.fromkeys(self.kinds[name] for name in params):
+            names = [name for name in params if self.kinds[name] == kind]
+            found |= zip(names, kind.mean(torch.stack([params[name] for name in names])), strict=True)
+        return {name: found[name] for name in params}
 
     def answer(self, h_ND: Tensor, candidates: Candidates) -> dict[str, Tensor]:
         """Head parameters (N, P) by signal, for one track at each position; tracks as (N, ...)."""
@@ -168,16 +186,38 @@ class WorldModelMember(nn.Module):
         self, h_BD: Tensor, candidates: Candidates, signals: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
         """Head parameters (B, K, P) by signal, for each of K tracks at each of B positions."""
+        answers = [self.replies(question, candidates) for question in self.questions(h_BD, signals)]
+        return {name: torch.stack([found[name] for found in answers]) for name in answers[0]}
+
+    def questions(self, h_BD: Tensor, signals: Sequence[str] | None = None) -> list[Question]:
+        """The listeners' halves, one each: with them a catalogue is read once."""
+        sizes = {name: kind.size for name, kind in self.kinds.items() if signals is None or name in signals}
+        inside_P = torch.cat([torch.full((k.size,), name in sizes) for name, k in self.kinds.items()])
         own, taste_BTE, known = self._parts(h_BD)
         query_BAd = self.history_affinity(own).unflatten(-1, (self.affinities, -1))
-        key_KAd = candidates.affinity_KD.unflatten(-1, (self.affinities, -1))
-        products_BKA = torch.einsum("bad,kad->bka", query_BAd, key_KAd)
-        near_BKT = torch.einsum("bte,ke->bkt", taste_BTE, candidates.embedding_KE) * self.near_scale_T
-        joined_BKH = self.history_joined(own)[:, None] + candidates.joined_KH
-        hidden = joined_BKH + self.affinity_joined(torch.cat([products_BKA, near_BKT], -1))
-        shift = self.known_linear(known) + self.session_linear(taste_BTE[..., SESSION, :])
-        shift = shift[:, None] + SHARE * candidates.linear_KX
-        return self._split(hidden, shift + self.near_linear(near_BKT), signals)
+        query_BAD = torch.diag_embed(query_BAd.transpose(1, 2)).permute(0, 2, 3, 1).flatten(2)
+        near_BTE, joined_BH = taste_BTE * self.near_scale_T[:, None], self.history_joined(own)
+        shift_BX = self.known_linear(known) + self.session_linear(taste_BTE[..., SESSION, :])
+        weight_QH, move_PX = self.affinity_joined.weight.T, self.move_XP[:, inside_P].T
+        param_BP = self.head.bias[inside_P] + shift_BX @ move_PX.T
+        near_PT, linear_PX = move_PX @ self.near_linear.weight, SHARE * move_PX
+        head_PH = self.head.weight[inside_P]
+        return [
+            Question(query_BAD[b], near_BTE[b], torch.cat([weight_QH, joined_BH[b, None]]), head_PH,
+                     torch.cat([near_PT, param_BP[b, :, None]], 1), linear_PX, sizes)
+            for b in range(len(h_BD))
+        ]  # fmt: skip
+
+    def replies(self, question: Question, candidates: Candidates) -> dict[str, Tensor]:
+        """Head parameters (K, P) by signal; each parameter lies side by side for all tracks."""
+        near_TK = question.near_TE @ candidates.embedding_KE.T
+        one_1K = torch.ones_like(near_TK[:1])
+        joined_QK = torch.cat([question.query_AD @ candidates.affinity_KD.T, near_TK, one_1K])
+        hidden_KH = torch.addmm(candidates.joined_KH, joined_QK.T, question.joined_QH)
+        moved_PK = question.near_PT @ joined_QK[self.affinities :]
+        moved_PK = moved_PK + question.linear_PX @ candidates.linear_KX.T
+        params_PK = torch.addmm(moved_PK, question.head_PH, self.dropout(F.gelu(hidden_KH)).T)
+        return dict(zip(question.sizes, params_PK.T.split(list(question.sizes.values()), -1), strict=True))
 
     def at_moment(self, h_ND: Tensor, ended: bool) -> dict[str, Tensor]:
         """Head parameters (N, P) of the final report, as the session starts or once it has ended."""

@@ -7,7 +7,6 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from amrs.batches import Batch
 from amrs.config.graph import Config
@@ -15,15 +14,12 @@ from amrs.config.groups import ModelConfig
 from amrs.data import SessionDataModule
 from amrs.models.packed import rounded
 from amrs.models.policy import PolicyModel, played_so_far
-from amrs.rules import Rules, log_prob_allowed
+from amrs.rules import Rules, in_chunks, log_prob_allowed
 from amrs.runs import Run, read_config
 from amrs.sharding import ShardedModule
 from amrs.splits import TRAIN
 from amrs.stages.prepare import open_data
 from amrs.training import RatioOfSums, fit, linear_schedule, load_weights
-
-_CHUNK = 1 << 26
-"""Logits held at a time: 256 MiB."""
 
 
 def clone_log_probs(model: PolicyModel, rules: Rules, batch: Batch) -> Tensor:
@@ -39,12 +35,7 @@ def clone_log_probs(model: PolicyModel, rules: Rules, batch: Batch) -> Tensor:
         allowed_NK = rules.allowed(mode_N, played_NT)
         return log_prob_allowed(model.logits(h_ND, tracks), allowed_NK, next_N)
 
-    chunk = max(1, _CHUNK // len(tracks[1]))
-    if len(asked_N) <= chunk:
-        return score(*rows)[asked_N]
-    # Large catalogues: memory for one chunk of rows at a time; its logits are computed again for gradients.
-    chunks = zip(*(x.split(chunk) for x in rows), strict=True)
-    return torch.cat([checkpoint(score, *part, use_reentrant=False) for part in chunks])[asked_N]
+    return in_chunks(score, rows, len(tracks[1]))[asked_N]
 
 
 class BehaviourCloning(ShardedModule):

@@ -22,7 +22,7 @@ from amrs.models.policy import PolicyModel
 from amrs.noise import hash_keys, uniform
 from amrs.policies import NeuralPolicy
 from amrs.rollout import imagine
-from amrs.rules import Rules, log_softmax_allowed
+from amrs.rules import Rules, in_chunks, log_softmax_allowed
 from amrs.runs import Run
 from amrs.sharding import ShardedModule, is_sharded, set_whole_state, whole_state
 from amrs.splits import VALIDATION
@@ -116,11 +116,18 @@ class DirectPreference(ShardedModule):
         prefix = batch.prefix
         last_B = prefix.valid_BL.sum(1) - 1
         row = torch.arange(len(last_B), device=self.device)
-        logits_BK = self.model.logits(self.model.encoder.last(prefix))
-        allowed_BK = self.rules.to(self.device).allowed(prefix.mode_BL[row, last_B], batch.played_BT)
-        log_p_BK = log_softmax_allowed(logits_BK, allowed_BK)
-        both = log_p_BK.gather(1, torch.stack([batch.chosen_B, batch.rejected_B], 1))
-        return both[:, 0], both[:, 1], log_p_BK.gather(1, batch.others_BJ.clamp(min=0))
+        rules, tracks = self.rules.to(self.device), self.model.tracks()
+
+        def score(h_BD: Tensor, mode_B: Tensor, played_BT: Tensor, track_BJ: Tensor) -> Tensor:
+            log_p_BK = log_softmax_allowed(self.model.logits(h_BD, tracks), rules.allowed(mode_B, played_BT))
+            return log_p_BK.gather(1, track_BJ)
+
+        asked = torch.cat(
+            [batch.chosen_B[:, None], batch.rejected_B[:, None], batch.others_BJ.clamp(min=0)], 1
+        )
+        rows = self.model.encoder.last(prefix), prefix.mode_BL[row, last_B], batch.played_BT, asked
+        found = in_chunks(score, rows, len(tracks[1]))
+        return found[:, 0], found[:, 1], found[:, 2:]
 
     def _losses(self, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         section = self.config.dpo

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from amrs.data import SessionDataModule
 from amrs.importers import IMPORTERS
+from amrs.mapped import open_flat
 from amrs.runs import Run
+from amrs.schema import read_log
 
 
 def run(run: Run, folder: Path) -> None:
@@ -13,6 +15,7 @@ def run(run: Run, folder: Path) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
     IMPORTERS[run.config.data.name](run.config.data, folder)
+    open_flat(folder / "log", read_log(folder / "log"))
 
 
 def open_data(

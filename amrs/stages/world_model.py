@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from amrs.bags import Bags
-from amrs.batches import LABELS, Batch
+from amrs.batches import Batch
 from amrs.config.graph import Config
 from amrs.config.groups import ModelConfig
 from amrs.data import SessionDataModule
-from amrs.histories import BLIND_TO, static_names
+from amrs.histories import BLIND_TO, LABELS, static_names
 from amrs.linear_start import start_linear
 from amrs.models.world_model import WorldModel, masked_sums
 from amrs.runs import Run, read_config
