@@ -1,14 +1,16 @@
 """Making runs: in order, once, by one process or many, and finished atomically."""
 
+import atexit
 import importlib.metadata
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,21 +18,51 @@ from typing import Any, cast
 from filelock import FileLock, Timeout
 
 from amrs.config import dump
+from amrs.config.graph import Config
 from amrs.runs import RUN_FORMAT, Run, result_settings, write_json
 
-_RESUMED_FROM = ("checkpoints/last.ckpt", "parts")
+PARTS = "parts"
+_RESUMED_FROM = ("checkpoints/last.ckpt", PARTS)
 """What a run that failed is resumed from; without any of these it leaves nothing behind."""
-DISTRIBUTED = ("world_model", "bc", "dpo")
+SHARED = ("preferences", "evaluate")
+"""Stages whose processes share fixed units of work (see `amrs.shares`)."""
+DISTRIBUTED = ("world_model", "bc", "dpo", *SHARED)
 """Stages that every process takes part in; the others run on the first process alone."""
+_LAUNCHED = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+"""What launchers set; the first that is there is the rank."""
 _PACKAGES = ("amrs", "torch", "lightning", "torchmetrics", "datasets", "pyarrow", "numpy", "scikit-learn")
 
 
 def process_rank() -> int:
     """This process's rank over all machines, from the launcher's environment."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+    for name in _LAUNCHED:
         if name in os.environ:
             return int(os.environ[name])
     return 0
+
+
+def process_count(config: Config) -> int:
+    """Processes of a run over all machines."""
+    cluster, trainer = config.cluster, config.trainer
+    if cluster.name == "local":
+        return trainer.devices * trainer.num_nodes
+    return cluster.devices * cluster.nodes
+
+
+def _start_others(config: Config) -> None:
+    """Start the other processes of this machine, where no launcher has: as Lightning does for a training,
+    which later trainings of this command then join."""
+    count = config.trainer.devices
+    launched = any(name in os.environ for name in _LAUNCHED) or config.cluster.name != "local"
+    if launched or count == 1 or config.trainer.num_nodes > 1:
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, NODE_RANK="0", LOCAL_RANK="0")
+    for rank in range(1, count):
+        process = subprocess.Popen([sys.executable, *sys.argv], env={**os.environ, "LOCAL_RANK": str(rank)})
+        atexit.register(process.terminate)
 
 
 Stage = Callable[[Run, Path], None]
@@ -42,6 +74,8 @@ def execute(runs: list[Run], stages: dict[str, Stage], say: Callable[[str], None
         if run.finished:
             say(f"{run.role}: reusing {run.folder}")
         elif process_rank() == 0:
+            if run.stage in SHARED:
+                _start_others(run.config)
             _first_process(run, stages[run.stage], say)
         else:
             _other_process(run, stages[run.stage])
@@ -63,6 +97,8 @@ def _first_process(run: Run, stage: Stage, say: Callable[[str], None]) -> None:
             if not any((run.partial / name).exists() for name in _RESUMED_FROM):
                 shutil.rmtree(run.partial, ignore_errors=True)
             raise
+        if run.stage in SHARED:
+            shutil.rmtree(run.partial / PARTS, ignore_errors=True)
         _finish(run, time.time() - begun)
         say(f"{run.role}: finished in {time.time() - begun:.0f} s")
 
@@ -90,12 +126,21 @@ def _try(lock: FileLock) -> bool:
 
 def _other_process(run: Run, stage: Stage) -> None:
     """Take part in a distributed stage; wait for the first process in the others."""
+    parent = os.getppid()
     while not run.finished and not (run.stage in DISTRIBUTED and run.partial.exists()):
-        time.sleep(0.2)
+        _wait(parent)
     if not run.finished:
-        stage(run, run.partial)
+        with suppress(FileNotFoundError) if run.stage in SHARED else nullcontext():
+            stage(run, run.partial)  # the first process removes what was shared once it has put it together
         while not run.finished:
-            time.sleep(0.2)
+            _wait(parent)
+
+
+def _wait(parent: int) -> None:
+    """A moment; the process ends where the one that started it is gone."""
+    time.sleep(0.2)
+    if os.getppid() != parent:
+        sys.exit("train.py: the process that started this one has ended")
 
 
 def _finish(run: Run, seconds: float) -> None:

@@ -14,8 +14,9 @@ from amrs.listeners import ImaginedListeners
 from amrs.outcomes import Sessions, choose_sessions, diversity_rows, gain_rows, roll_out, utility_rows
 from amrs.platform import load_truth
 from amrs.report import Report, Row, finite_rows
-from amrs.rollout import Environment, Policy
+from amrs.rollout import Environment, Policy, Rollouts
 from amrs.runs import Run, RunError, plan, read_json
+from amrs.shares import Share, alone
 from amrs.splits import TEST, VALIDATION
 from amrs.stages import world_model
 from amrs.stages.prepare import open_data
@@ -54,21 +55,32 @@ def judged(
     return Report(finite_rows(policy_rows(run, data, sessions, policies)[0]), {})
 
 
+def rolled_out(
+    run: Run, data: SessionDataModule, sessions: Sessions, policies: Mapping[str, Policy], share: Share
+) -> dict[str, dict[str, Rollouts]]:
+    """Every policy among the listeners of each section of the report."""
+    rules = data.rules()
+    return {
+        name: roll_out(policies, world, rules, sessions, share=share, name=f"rollouts {name}")
+        for name, world in _worlds(run, data, sessions.horizon).items()
+    }
+
+
 def policy_rows(
-    run: Run, data: SessionDataModule, sessions: Sessions, policies: Mapping[str, Policy]
-) -> tuple[list[Row], list[dict[str, Any]]]:
+    run: Run, data: SessionDataModule, sessions: Sessions, policies: Mapping[str, Policy],
+    share: Share = alone,
+) -> tuple[list[Row], list[dict[str, Any]]]:  # fmt: skip
     """Gains and diversity of policies, Copycat first, and example sessions.
 
     Predicted by judge and labeller, and realised where there is a platform.
     """
     draws, seed = run.config.evaluate.bootstrap, run.config.seed
     spread = read_json(run.parents["preferences"].folder / "summary.json")["effect_spread"]
-    worlds = _worlds(run, data, sessions.horizon)
+    worlds = rolled_out(run, data, sessions, policies, share)
     best = "realised" if "realised" in worlds else "predicted"
     rows: list[Row] = []
     examples: list[dict[str, Any]] = []
-    for name, world in worlds.items():
-        found = roll_out(policies, world, data.rules(), sessions)
+    for name, found in worlds.items():
         rows += gain_rows(name, found, sessions, data, seed, draws)
         rows += utility_rows(name, found, sessions, data, spread, seed, draws)
         if name == best:

@@ -7,12 +7,12 @@ Shape suffixes: B sessions, T steps, K tracks.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from amrs import metrics
 from amrs.config.groups import UtilityConfig
@@ -21,7 +21,8 @@ from amrs.metrics import DIVERSITY, Lists
 from amrs.noise import hash_keys, uniform
 from amrs.report import Row
 from amrs.rollout import Environment, Policy, Rollouts, imagine
-from amrs.rules import Rules
+from amrs.rules import Rules, histories_at_once
+from amrs.shares import Share, alone
 from amrs.splits import TEST, TRAIN
 from amrs.targets import Ints, Target, targets
 from amrs.utility import LEAST_SPREAD, Utility
@@ -91,19 +92,26 @@ def roll_out(
     rules: Rules,
     sessions: Sessions,
     batch: int = 256,
+    share: Share = alone,
+    name: str = "rollouts",
 ) -> dict[str, Rollouts]:
-    """Every policy in the same environment; KL to Copycat is taken on each policy's own histories."""
-    found = {}
-    for name, policy in tqdm(policies.items(), "rollouts", disable=None):
-        parts = [
-            imagine(
-                policy, environment, rules, sessions.mode_B[index], sessions.row_B[index],
-                sessions.key_B[index], sessions.horizon, policies["copycat"],
-            )
-            for index in torch.arange(len(sessions.row_B)).split(batch)
-        ]  # fmt: skip
-        found[name] = Rollouts.join(parts)
-    return found
+    """Every policy in the same environment; KL to Copycat is taken on each policy's own histories.
+
+    Batches of one policy's sessions are the units that processes share, under `name`.
+    """
+    batch = histories_at_once(rules.mode_MK.shape[1], batch)
+    parts = torch.arange(len(sessions.row_B)).split(batch)
+    units = [(policy, index) for policy in policies.values() for index in parts]
+
+    def work(unit: int) -> dict[str, Any]:
+        policy, index = units[unit]
+        return vars(imagine(
+            policy, environment, rules, sessions.mode_B[index], sessions.row_B[index],
+            sessions.key_B[index], sessions.horizon, policies["copycat"],
+        ))  # fmt: skip
+
+    found, count = [Rollouts(**rollouts) for rollouts in share(name, len(units), work)], len(parts)
+    return {policy: Rollouts.join(found[n * count : (n + 1) * count]) for n, policy in enumerate(policies)}
 
 
 def outcome(rollouts: Rollouts, signal: str) -> np.ndarray:

@@ -9,7 +9,6 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from amrs.candidates import candidate_utility, member_utilities, next_track_log_probs
 from amrs.config.stages import PreferencesConfig
@@ -21,7 +20,8 @@ from amrs.models.world_model import WorldModel
 from amrs.negatives import negative_plays
 from amrs.noise import uniform
 from amrs.rollout import choose
-from amrs.rules import Rules
+from amrs.rules import Rules, histories_at_once
+from amrs.shares import Share, alone
 from amrs.splits import TRAIN
 from amrs.utility import Utility
 
@@ -88,6 +88,8 @@ class Labelling:
     seed: int
     behaviour: PolicyModel | None = None
     """Whose draws are the candidates of `on_policy`."""
+    share: Share = alone
+    """How processes share the plays."""
 
 
 def corrective(source: Labelling, rows: Tensor) -> Pairs:
@@ -157,12 +159,17 @@ def credited(source: Labelling, rows: Tensor) -> Pairs:
     """
     flat = source.data.flat
     chunks = [row_B for row_B in rows.split(_CHUNK) if len(row_B)]
-    fell = [shortfall(source.model, source.utility, source.data, row_B) for row_B in chunks]
+
+    def fallen(unit: int) -> Tensor:
+        return shortfall(source.model, source.utility, source.data, chunks[unit])
+
+    fell = source.share("shortfalls", len(chunks), fallen)
     fell_S = torch.full((len(flat.mode_S),), torch.nan)
     if chunks:
         fell_S[rows] = torch.cat(fell)
     token_N = torch.nonzero((fell_S > 0)[flat.session_N] & (flat.track_N >= 0))[:, 0]
-    blamed = [token_B[_credit(source, token_B) < 0] for token_B in token_N.split(_CHUNK) if len(token_B)]
+    parts = [token_B for token_B in token_N.split(_CHUNK) if len(token_B)]
+    blamed = source.share("credits", len(parts), lambda unit: parts[unit][_credit(source, parts[unit]) < 0])
     return _in_chunks(source, torch.cat(blamed) if blamed else token_N, _corrections)
 
 
@@ -196,12 +203,18 @@ def _of_rows(flat: FlatLog, rows: Tensor) -> Tensor:
 
 def _in_chunks(source: Labelling, token_N: Tensor, make: Callable[[Labelling, Tensor], Pairs]) -> Pairs:
     """Pairs at the plays `token_N`; those without predicted improvement are dropped."""
-    chunks = [token_B for token_B in token_N.split(_CHUNK) if len(token_B)]
-    found = [make(source, token_B) for token_B in tqdm(chunks, "pairs", disable=None)]
+    size = histories_at_once(source.data.tracks, _CHUNK)
+    chunks = [token_B for token_B in token_N.split(size) if len(token_B)]
+
+    def unit(number: int) -> list[Tensor]:
+        made = make(source, chunks[number])
+        return [getattr(made, name) for name in Pairs.__dataclass_fields__]
+
+    found = source.share("pairs", len(chunks), unit)
     if not found:
         empty = torch.zeros(0, dtype=torch.int64)
         return Pairs(empty, empty, empty, empty, torch.zeros(0), empty[:, None][:, :0])
-    pairs = Pairs(*(torch.cat([getattr(p, name) for p in found]) for name in Pairs.__dataclass_fields__))
+    pairs = Pairs(*(torch.cat(parts) for parts in zip(*found, strict=True)))
     return pairs[pairs.du_B > 0]
 
 

@@ -11,9 +11,9 @@ import yaml
 from amrs.config import dump
 from amrs.config.stages import StudyName
 from amrs.data import SessionDataModule
-from amrs.execution import environment
+from amrs.execution import environment, process_rank
 from amrs.fidelity import fidelity
-from amrs.judging import PARTS, policy_rows
+from amrs.judging import PARTS, policy_rows, rolled_out
 from amrs.lineup import lineup, variants
 from amrs.models.world_model import WorldModel
 from amrs.off_policy import ask_the_log, off_policy_rows
@@ -21,7 +21,9 @@ from amrs.outcomes import Sessions, choose_sessions
 from amrs.platform import Platform, load_truth
 from amrs.predictions import fit_rows, pooled, save
 from amrs.report import Report, Row, finite_rows, load, over_folds, over_splits, terminal_table
+from amrs.rollout import Policy
 from amrs.runs import Run, RunError, merged_studies, read_json, splits_of
+from amrs.shares import shared
 from amrs.splits import FOLD_VALIDATION, TEST, TRAIN, VALIDATION
 from amrs.stages import world_model
 from amrs.stages.prepare import open_data
@@ -33,12 +35,33 @@ _TUNING = "Judged on validation users, for tuning: results are what test users g
 
 def run(run: Run, folder: Path) -> None:
     """The chapters (or one study) to `folder`/report.json and report.html."""
+    if process_rank() > 0:
+        _help(run, folder)
+        return
     report = _report(run, folder)
     merged = [row for study in merged_studies(run) for row in load(study.folder).rows]
     report = Report([*report.rows, *merged], report.provenance)
     report.save(folder)
     log_once(run, folder, _figures(report))
     print(terminal_table(report))
+
+
+def _help(run: Run, folder: Path) -> None:
+    """What the other processes do: a share of the rollouts."""
+    section = run.config.evaluate
+    if section.study is None and not splits_of(run) and "policies" in section.chapters:
+        data = open_data(run)
+        sessions = _sessions(run, data)
+        rolled_out(run, data, sessions, _policies(run, data, sessions), shared(run, folder))
+
+
+def _sessions(run: Run, data: SessionDataModule) -> Sessions:
+    section = run.config.evaluate
+    return choose_sessions(data, section.sessions, section.horizon, run.config.seed, PARTS[section.users])
+
+
+def _policies(run: Run, data: SessionDataModule, sessions: Sessions) -> dict[str, Policy]:
+    return lineup(run, data, sessions.horizon, [*run.config.evaluate.policies, *variants(run)])
 
 
 def _report(run: Run, folder: Path) -> Report:
@@ -91,7 +114,7 @@ def _one_split(run: Run, folder: Path) -> Report:
         _refuse_partial_judge(run)
     data = open_data(run)
     part = PARTS[section.users]
-    sessions = choose_sessions(data, section.sessions, section.horizon, config.seed, part)
+    sessions = _sessions(run, data)
     truth = run.parents["prepare"].folder / "truth"
     platform = load_truth(truth) if truth.exists() else None
     provenance = _provenance(run, data, sessions)
@@ -104,8 +127,8 @@ def _one_split(run: Run, folder: Path) -> Report:
         provenance["tuning"] = found.tuning
         rows += found.rows + _effect_rows(run, model, data, sessions, platform)
     if "policies" in section.chapters:
-        policies = lineup(run, data, sessions.horizon, [*section.policies, *variants(run)])
-        played, provenance["examples"] = policy_rows(run, data, sessions, policies)
+        policies, share = _policies(run, data, sessions), shared(run, folder)
+        played, provenance["examples"] = policy_rows(run, data, sessions, policies, share)
         rows += played
         rows += _off_policy(run, data, part)
     return Report(finite_rows(rows), provenance)

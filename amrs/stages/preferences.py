@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 from datasets import Dataset, disable_progress_bars
 from torch import Tensor
-from tqdm import tqdm
 
 from amrs.candidates import entropy_after, next_track_log_probs
 from amrs.carry import Effects, measure_effects
 from amrs.config.graph import Config
 from amrs.config.groups import UtilityConfig
 from amrs.data import SessionDataModule
+from amrs.execution import process_rank
 from amrs.listeners import ImaginedListeners
 from amrs.models.policy import PolicyModel
 from amrs.models.world_model import WorldModel
@@ -19,8 +19,9 @@ from amrs.negatives import negative_plays
 from amrs.noise import uniform
 from amrs.pairs import SAMPLERS, Labelling, Pairs
 from amrs.policies import NeuralPolicy
-from amrs.rules import Rules
+from amrs.rules import Rules, histories_at_once
 from amrs.runs import Run, RunError, write_json
+from amrs.shares import Share, alone, shared
 from amrs.splits import TRAIN, VALIDATION
 from amrs.stages import bc, world_model
 from amrs.stages.prepare import open_data
@@ -46,7 +47,8 @@ def run(run: Run, folder: Path) -> None:
     behaviour = None
     if section.policy is not None:
         behaviour = bc.load(Path(section.policy), data, run.parents["bc"].folder)
-    source = Labelling(labeller, copycat, utility, data, rules, section, config.seed, behaviour)
+    share = shared(run, folder)
+    source = Labelling(labeller, copycat, utility, data, rules, section, config.seed, behaviour, share)
     pairs = SAMPLERS[section.sampler](source, rows)
     part_B = data.part_S[pairs.row_B]
     training = int((part_B == TRAIN).sum())
@@ -56,7 +58,9 @@ def run(run: Run, folder: Path) -> None:
             f"preferences.min_pairs={section.min_pairs}: too few to train on. Widen what counts as negative "
             f"(preferences.negative.*), or lower min_pairs if you accept training on noise"
         )
-    reference = _reference(copycat, data, rules, pairs)
+    reference = _reference(copycat, data, rules, pairs, share)
+    if process_rank() > 0:
+        return
     _store(folder, pairs, reference, data, part_B)
     summary = {**_summary(pairs, part_B, source, effects), "entropy_after": entropy}
     write_json(folder / "summary.json", summary)
@@ -96,15 +100,19 @@ def _entropy_after(
     return found
 
 
-def _reference(copycat: PolicyModel, data: SessionDataModule, rules: Rules, pairs: Pairs) -> Tensor:
+def _reference(
+    copycat: PolicyModel, data: SessionDataModule, rules: Rules, pairs: Pairs, share: Share = alone
+) -> Tensor:
     """Copycat's log-probability of chosen, rejected and the other rejected, (B, 2 + J); 0 for none."""
-    parts = []
-    for index in tqdm(torch.arange(len(pairs.row_B)).split(_CHUNK), "reference", disable=None):
-        part = pairs[index]
+    index = torch.arange(len(pairs.row_B)).split(histories_at_once(data.tracks, _CHUNK))
+
+    def log_probs(unit: int) -> Tensor:
+        part = pairs[index[unit]]
         log_p_BK = next_track_log_probs(copycat, data, rules, part.row_B, part.step_B)
         track = torch.cat([part.chosen_B[:, None], part.rejected_B[:, None], part.others_BJ], 1)
-        parts.append(log_p_BK.gather(1, track.clamp(min=0)).masked_fill(track < 0, 0.0))
-    return torch.cat(parts)
+        return log_p_BK.gather(1, track.clamp(min=0)).masked_fill(track < 0, 0.0)
+
+    return torch.cat(share("reference", len(index), log_probs))
 
 
 def _store(folder: Path, pairs: Pairs, reference: Tensor, data: SessionDataModule, part_B: Tensor) -> None:
