@@ -288,6 +288,12 @@ def result_settings(stage: str, config: Config) -> dict[str, Any]:
         if config.data.name != "platform":
             data.pop("platform")
             data["files"] = _files(config.data.raw_dir)
+        if data["base"] is None:
+            data.pop("base")
+        else:
+            data["base"] = _pinned(
+                "prepare", "prepare", config, Path(data["base"]), "data.base: "
+            ).fingerprint
         if data["embeddings"] is None:
             data.pop("embeddings")  # as before the setting was there
         else:

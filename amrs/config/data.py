@@ -45,10 +45,13 @@ class DataConfig:
     """YAML file that maps your columns (table); default: `map.yaml` in `data.raw_dir`."""
     embeddings: str | None = None
     """Parquet or npz file of track_id and embedding, in place of the raw catalogue's (situnes, table)."""
+    base: str | None = None
+    """Run folder of a finished `prepare` to whose log the sessions in `data.raw_dir` are added (table)."""
     split: SplitConfig = field(default_factory=SplitConfig)
     platform: PlatformConfig = field(default_factory=PlatformConfig)
 
     def __post_init__(self) -> None:
+        check(self.base is None or self.name == "table", "data.base", self.base, "null, or with data=table")
         check(
             self.embeddings is None or self.name != "platform",
             "data.embeddings", self.embeddings, "null for data=platform, whose tracks have no audio",

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from amrs.adding import add_sessions
 from amrs.config.data import DataConfig
 from amrs.faults import Faults, LogError
 from amrs.importers.column_map import Column, ColumnMap, Part, read_map
@@ -42,7 +43,11 @@ def importer(config: DataConfig, folder: Path) -> None:
     sessions = _join(sessions, events)
     columns = replace(columns, embedding_is=embedding_is(config.embeddings) or columns.embedding_is)
     metadata = _metadata(columns, sessions, events, catalogue)
-    write_log(folder / "log", _shards(sessions), catalogue, metadata, faults.source)
+    parts = (_shards(sessions), catalogue, metadata, faults.source)
+    if config.base is None:
+        write_log(folder / "log", *parts)
+    else:
+        add_sessions(folder / "log", Path(config.base) / "log", *parts)
 
 
 def _source(columns: ColumnMap, raw: dict[str, Raw], root: str) -> dict[str, str]:
