@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,14 @@ ITEMS = {
     "first_step": ("startup", "first_step"),
 }
 """Item to its module and function."""
-LONG = {"world_model_train_5": ("training", "world_model_train_5"), "batches_100m": ("logs", "batches_100m")}
+LONG = {
+    "world_model_train_5": ("training", "world_model_train_5"),
+    "batches_20m": ("logs", "batches_20m"),
+    "batches_100m": ("logs", "batches_100m"),
+}
 """Only when named."""
+COSTS = {f"cost_{kind}_{times}": (kind, times) for kind in ("users", "tracks") for times in (1, 10, 100)}
+"""Likewise: cost curves, the published number of users or tracks so many times."""
 _PEER, _TRAINED = "rectools_sasrec", ("world_model_train", "world_model_train_5", "copycat_train")
 
 
@@ -52,8 +59,12 @@ def measure(item: str) -> None:
     from benchmarks.reference import one_thread
 
     one_thread()
-    module, function = {**ITEMS, **LONG}[item]
-    work: Callable[[], list[Row]] = getattr(import_module(f"benchmarks.{module}"), function)
+    work: Callable[[], list[Row]]
+    if item in COSTS:
+        work = partial(import_module("benchmarks.costs").cost, *COSTS[item])
+    else:
+        module, function = {**ITEMS, **LONG}[item]
+        work = getattr(import_module(f"benchmarks.{module}"), function)
     print(json.dumps([row.as_json() for row in work()]))
 
 
@@ -91,9 +102,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Measure the items and write the results."""
-    unknown = [item for item in arguments if item not in {**ITEMS, **LONG}]
+    unknown = [item for item in arguments if item not in {**ITEMS, **LONG, **COSTS}]
     if unknown:
-        allowed = ", ".join({**ITEMS, **LONG})
+        allowed = ", ".join({**ITEMS, **LONG, **COSTS})
         print(f"benchmarks: no item {', '.join(unknown)}; allowed: {allowed}", file=sys.stderr)
         return 2
     RESULTS.mkdir(exist_ok=True)
@@ -105,6 +116,11 @@ def main(arguments: list[str]) -> int:
         _beside_peer(rows)
         path.write_text(json.dumps({"processor": processor(), "rows": list(rows.values())}, indent=1) + "\n")
     print(table(list(rows.values())))
+    if set(arguments) & set(COSTS):
+        from benchmarks.costs import fit
+
+        for name, exponent in fit(path).items():
+            print(f"exponent of CPU time over {name}: {exponent:.2f}")
     return 0
 
 

@@ -22,22 +22,16 @@ from amrs.importers.table import importer
 from amrs.schema import read_log
 from amrs.splits import TRAIN
 from benchmarks.reference import BATCH, MODEL, ROOT, data, platform_log
-from benchmarks.timing import Row, row, speed
+from benchmarks.timing import Row, anonymous, row, speed
 
 USERS_1M = 10_000
 """About a million plays and session starts."""
 
 
-def _anonymous() -> float:
-    """Anonymous memory of this process in GiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 2**20
-
-
 def _batches(name: str, users: int) -> list[Row]:
-    before = _anonymous()
+    before = anonymous()
     log = data(platform_log(users))
-    held = _anonymous() - before
+    held = anonymous() - before
     units, collate = log._units(TRAIN)
     stream = iter(StepBatches(units, BATCH, 0, collate))
     first = next(stream)
@@ -63,6 +57,11 @@ def _batches(name: str, users: int) -> list[Row]:
 def batches_1m() -> list[Row]:
     """A log of a million events."""
     return _batches("batches_1m", USERS_1M)
+
+
+def batches_20m() -> list[Row]:
+    """Twenty million; the log takes 6 GB of disk."""
+    return _batches("batches_20m", 20 * USERS_1M)
 
 
 def batches_100m() -> list[Row]:

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 REPEATS = 5
@@ -59,6 +60,12 @@ class Clock:
         """Work per CPU-second and wall second."""
         cpu, wall = time.process_time() - self.cpu, time.perf_counter() - self.wall
         return work / max(cpu, 1e-9), work / max(wall, 1e-9)
+
+
+def anonymous() -> float:
+    """Anonymous memory of this process in GiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 2**20
 
 
 def speed(*works: Callable[[], float], seconds: float = 0.3) -> list[Speed]:
