@@ -7,8 +7,8 @@ from sklearn.linear_model import LogisticRegression
 from tiny_logs import opened, random_log, world_model
 
 from amrs.bags import Bags
-from amrs.histories import LABELS
 from amrs.data import SessionDataModule
+from amrs.histories import LABELS
 from amrs.linear_start import Examples, examples, fitted, loss, start_linear, tuned_penalty
 from amrs.models.world_model import masked_sums
 from amrs.signals import Binary, Bounded
