@@ -158,7 +158,8 @@ def test_padding_and_company_do_not_change_a_window(tmp_path: Path) -> None:
     for w in range(len(window_W3)):
         alone = data.gather(window_W3[w : w + 1])
         length = alone.valid_BL.shape[1]
-        for name in alone._fields[:-1]:
+        assert together.user_B[w] == alone.user_B[0]
+        for name in alone._fields[:-2]:
             assert same(getattr(together, name)[w, :length], getattr(alone, name)[0]), name
         assert not together.valid_BL[w, length:].any() and not together.counts_BL[w, length:].any()
         assert together.target_BLY[w, length:].isnan().all()
