@@ -67,7 +67,7 @@ def test_rollouts_keep_the_rules(data: SessionDataModule) -> None:
 
 
 def test_after_leaving_there_is_nothing(data: SessionDataModule) -> None:
-    found = roll(data, rows(data))
+    found = Rollouts.join([roll(data, rows(data), seed) for seed in range(8)])
     assert 0 < found.left_B.float().mean() < 1
     assert torch.equal(found.played_BT, found.track_BT >= 0)
     assert not (found.played_BT[:, 1:] & ~found.played_BT[:, :-1]).any(), "who left does not come back"
