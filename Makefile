@@ -67,13 +67,13 @@ demo: setup
 	$(PY) train.py stage=evaluate experiment=demo
 
 test: setup
-	$(PY) -m pytest -n auto --dist loadscope
+	$(PY) -m pytest -n auto --dist loadscope --no-loadscope-reorder
 
 check: setup
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
-	$(PY) -m pytest -n auto --dist loadscope
+	$(PY) -m pytest -n auto --dist loadscope --no-loadscope-reorder
 
 format: setup
 	$(PY) -m ruff check --fix-only --quiet

@@ -97,9 +97,9 @@ def _first_process(run: Run, stage: Stage, say: Callable[[str], None]) -> None:
             if not any((run.partial / name).exists() for name in _RESUMED_FROM):
                 shutil.rmtree(run.partial, ignore_errors=True)
             raise
-        if run.stage in SHARED:
-            shutil.rmtree(run.partial / PARTS, ignore_errors=True)
         _finish(run, time.time() - begun)
+        # Not before: a process that is behind would make the folder again.
+        shutil.rmtree(run.folder / PARTS, ignore_errors=True)
         say(f"{run.role}: finished in {time.time() - begun:.0f} s")
 
 

@@ -36,14 +36,21 @@ def shared(run: Run, folder: Path) -> Share:
 
 def share(folder: Path, rank: int, ranks: int, units: int, work: Work) -> list[Any]:
     """Do the units of process `rank` and then, from the end, what others have not done: nobody waits for a
-    process that is slow or gone."""
-    folder.mkdir(parents=True, exist_ok=True)
+    process that is slow or gone.
+
+    Raises:
+        FileNotFoundError: where the run's folder is gone, because another process has finished the run.
+    """
+    for place in (folder.parent, folder):  # never the run's folder itself
+        place.mkdir(exist_ok=True)
     files = [folder / f"{unit:06d}.pt" for unit in range(units)]
     mine = range(rank, units, ranks)
     order = [*mine, *(unit for unit in reversed(range(units)) if unit not in mine)]
     for unit in tqdm(order, folder.name, disable=None if rank == 0 else True):
         if not files[unit].exists():
             temporary = files[unit].with_suffix(f".{rank}")
-            torch.save(work(unit), temporary)
+            result = work(unit)
+            with temporary.open("wb") as file:
+                torch.save(result, file)
             os.replace(temporary, files[unit])
     return [torch.load(file, weights_only=True) for file in files]

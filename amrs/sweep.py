@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -203,9 +204,8 @@ def history(folder: Path, metric: str) -> list[dict[str, float]]:
     """The finite values of `metric` in a run's metrics.csv, in the order in which they were logged."""
     found = []
     for name in ("metrics.before.csv", "metrics.csv"):  # the former while a resumed run is under way
-        if (folder / name).is_file():
-            with (folder / name).open(newline="") as file:
-                values = [_number(line.get(metric)) for line in csv.DictReader(file)]
+        with suppress(FileNotFoundError), (folder / name).open(newline="") as file:
+            values = [_number(line.get(metric)) for line in csv.DictReader(file)]
             found += [{metric: value} for value in values if math.isfinite(value)]
     return found
 

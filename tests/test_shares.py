@@ -14,6 +14,7 @@ from amrs.listeners import ImaginedListeners
 from amrs.outcomes import choose_sessions, roll_out
 from amrs.policies import NeuralPolicy
 from amrs.report import load
+from amrs.runs import read_json
 from amrs.shares import Work, alone, share
 from amrs.splits import TRAIN
 
@@ -79,10 +80,9 @@ def test_rollouts_are_the_same_for_any_number_of_processes(tmp_path: Path, ranks
 
 def test_pairs_and_report_of_two_processes_are_those_of_one(evaluated: Done, tmp_path: Path) -> None:
     runs = Path(shutil.copytree(evaluated[0], tmp_path / "runs"))
-    before = {
-        stage: next(p for p in (runs / stage).iterdir() if p.is_dir())
-        for stage in ("preferences", "evaluate")
-    }
+    evaluate = runs / "evaluate" / Path(evaluated[1].stdout.splitlines()[-1]).name
+    made_by = read_json(evaluate / "provenance.json")["parents"]
+    before = {"evaluate": evaluate, "preferences": runs / "preferences" / Path(made_by["preferences"]).name}
     pairs = Dataset.load_from_disk(str(before["preferences"] / "pairs")).to_dict()
     rows = load(before["evaluate"]).rows
     for folder in before.values():
