@@ -103,9 +103,9 @@ def test_an_experiments_faults_are_refused_in_sections_that_the_stage_does_not_r
         ("trainer.max_steps=None", None),
         ("trainer.max_steps=null", None),
         ("trainer.max_steps=7", 7),
-        ("data.raw_dir=007", "007"),
-        ("data.raw_dir=None", None),
-        ("data.raw_dir=a b: c=d", "a b: c=d"),
+        ("data.map=007", "007"),
+        ("data.map=None", None),
+        ("data.map=a b: c=d", "a b: c=d"),
         ("utility.standardise=false", False),
         ("utility.modes.calm.arousal=up", "up"),
         ("utility.modes.calm.arousal=0.25", "0.25"),
@@ -338,3 +338,8 @@ def test_every_threshold_of_the_gate_stands_in_its_file_with_a_reason() -> None:
     values = [i for i, line in enumerate(lines) if line and not line.startswith("#")]
     reasoned = [lines[i - 1].startswith("#") or i - 1 in values for i in values]
     assert all(reasoned) and load(["stage=stress", "gate.harm=.3"]).gate.harm == 0.3
+
+
+def test_raw_files_are_not_read_for_the_platform() -> None:
+    with pytest.raises(ConfigError, match=r"data.raw_dir=DIR: must be null for data=platform.*data=table"):
+        parse(["stage=prepare", "data.raw_dir=DIR"])

@@ -51,6 +51,11 @@ class DataConfig:
     platform: PlatformConfig = field(default_factory=PlatformConfig)
 
     def __post_init__(self) -> None:
+        check(
+            self.raw_dir is None or self.name != "platform",
+            "data.raw_dir", self.raw_dir,
+            "null for data=platform, which reads no files; your own files are read with data=table",
+        )  # fmt: skip
         check(self.base is None or self.name == "table", "data.base", self.base, "null, or with data=table")
         check(
             self.embeddings is None or self.name != "platform",

@@ -36,9 +36,9 @@ def _stages(only: Stage | None) -> Iterator[str]:
 
 
 def _from(stage: Stage) -> str:
-    return (
-        "from " + listed(PARENTS[stage]) if PARENTS[stage] else "from raw data, or the platform's parameters"
-    )
+    if stage == "embed":
+        return "from audio files"
+    return "from " + (listed(PARENTS[stage]) if PARENTS[stage] else "raw data, or the platform's parameters")
 
 
 def _picks() -> Iterator[str]:

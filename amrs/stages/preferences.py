@@ -32,6 +32,14 @@ EFFECT_SESSIONS, EFFECTS = 256, 400
 ENTROPY_SESSIONS, ENTROPY = 16, 401
 """The same for Copycat's entropy after each track."""
 _CHUNK = 256
+_MORE = {
+    "corrective": "Widen what counts as negative (preferences.negative.*)",
+    "credited": "Take another sampler (few sessions have reports that disappoint)",
+    **dict.fromkeys(
+        ("margin", "on_policy", "best_worst"), "Raise preferences.histories or lower preferences.margin"
+    ),
+}
+"""What gives a sampler more pairs."""
 
 
 def run(run: Run, folder: Path) -> None:
@@ -55,8 +63,8 @@ def run(run: Run, folder: Path) -> None:
     if training < section.min_pairs:
         raise RunError(
             f"the sampler {section.sampler} found {training} pairs among training users, fewer than "
-            f"preferences.min_pairs={section.min_pairs}: too few to train on. Widen what counts as negative "
-            f"(preferences.negative.*), or lower min_pairs if you accept training on noise"
+            f"preferences.min_pairs={section.min_pairs}: too few to train on. {_MORE[section.sampler]}, "
+            "or lower min_pairs if you accept training on noise"
         )
     reference = _reference(copycat, data, rules, pairs, share)
     if process_rank() > 0:
