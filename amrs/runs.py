@@ -19,7 +19,7 @@ from amrs.config.graph import Config, Stage
 if TYPE_CHECKING:
     import pandas as pd
 
-RUN_FORMAT = 1
+RUN_FORMAT = 2
 """Version of run folders; a change of meaning makes old runs be trained again."""
 REPEATED = "repeated"
 """Folder of runs for what W&B is told a second time about finished ones; it holds no runs of its own."""

@@ -41,8 +41,8 @@ def test_the_temperature_is_that_of_the_tilt_which_spends_the_budget(
         (run,) = [x for x in plan(parse(["stage=evaluate", *TINY, f"runs={evaluated[0]}", setting]).config)
                   if x.role == "dpo"]  # fmt: skip
         data = open_data(run, users="labeller")
-        taus[setting] = label_temperature(run, data)
-    parts = Parts(run, data, HORIZON)
+        parts = Parts(run, data, HORIZON)
+        taus[setting] = label_temperature(parts)
     strength = guided(parts, boltzmann, parts.utility).strength
     assert taus["dpo.beta=1"] == pytest.approx(1 / strength)
     assert taus["dpo.beta=2"] == pytest.approx(1 / strength / 2)

@@ -26,7 +26,7 @@ from amrs.rules import Rules, in_chunks, log_softmax_allowed
 from amrs.runs import Run
 from amrs.sharding import ShardedModule, is_sharded, set_whole_state, whole_state
 from amrs.splits import VALIDATION
-from amrs.stages import bc, world_model
+from amrs.stages import bc
 from amrs.stages.preferences import load_pairs
 from amrs.training import BEST, RatioOfSums, fit
 
@@ -243,15 +243,14 @@ class DirectPreference(ShardedModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def label_temperature(run: Run, data: SessionDataModule) -> float:
+def label_temperature(parts: Parts) -> float:
     """tau of the labels: as set, or that at which their optimum spends the budget (`guidance.calibrate`).
 
     At the optimum beta x margin = dU / tau, so the policy is Copycat x exp(U / (beta tau)).
     """
-    section = run.config.dpo
+    section = parts.run.config.dpo
     if section.tau is not None or section.loss not in TEMPERED:
         return section.tau or 1.0
-    parts = Parts(run, data, HORIZON)
     return 1 / (section.beta * guided(parts, boltzmann, parts.utility).strength)
 
 
@@ -263,8 +262,8 @@ def run(run: Run, folder: Path) -> None:
         run.parents["prepare"].folder / "log", config.data.split, config.model.history, "labeller",
         section.batch_size, config.seed, pairs=load_pairs(run.parents["preferences"].folder),
     )  # fmt: skip
-    policy, copycat = (bc.load(run.parents["bc"].folder, data) for _ in range(2))
-    listeners = ImaginedListeners(world_model.load(run.parents["labeller"].folder, data), data, HORIZON)
-    kl = KlCheck(copycat, listeners, data, config)
-    module = DirectPreference(policy, data.rules(), data, kl, config, label_temperature(run, data))
+    parts = Parts(run, data, HORIZON)
+    policy = bc.load(run.parents["bc"].folder, data)
+    kl = KlCheck(parts.copycat, ImaginedListeners(parts.labeller, data, HORIZON), data, config)
+    module = DirectPreference(policy, data.rules(), data, kl, config, label_temperature(parts))
     fit(run, folder, module, data, section, section.kl_every, early_stop=False)
