@@ -209,6 +209,9 @@ def flat_arrays(flat: Columns, modes: int, cohorts: int) -> dict[str, np.ndarray
     user_first_U = first_S[row_U]
     target_NY = _targets(session_N, step_N, length_S, feedback_N4, report_S2, flat.session_S["left"])
     edge_N = (step_N == 0) | (step_N == length_S[session_N])
+    # A final report and one on the last track are of the same moment: the latter would tell the former.
+    end_S = (first_S + length_S)[length_S > 0]
+    feedback_N4[end_S, 2:] = np.where(np.isnan(report_S2[length_S > 0]), feedback_N4[end_S, 2:], np.nan)
     token_N = np.zeros(count + 1, TOKEN)
     token_N[-1]["track"], token_N[-1]["mode"] = -1, -1
     for name, values in (("session", session_N), ("track", track_N), ("step", step_N),

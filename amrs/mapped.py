@@ -17,7 +17,7 @@ from amrs.histories import LABELS, TOKEN, FlatLog, flat_arrays, static_names
 from amrs.schema import Metadata, SessionLog, read_shards
 from amrs.targets import columns
 
-FLAT_VERSION = 1
+FLAT_VERSION = 2
 _USERS = "user_ids.json"
 _COUNTED_FROM = {"user_S": "user", "row_U": "session", "first_S": "token", "user_first_U": "token",
                  "user_last_U": "token"}  # fmt: skip

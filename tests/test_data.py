@@ -59,6 +59,14 @@ def test_a_play_token_holds_the_feedback_to_its_own_track(tmp_path: Path) -> Non
     assert flat.feedback_N4[[0, 3, 7, 9]].isnan().all()
 
 
+def test_a_report_on_the_last_track_is_not_read_where_a_final_one_is_asked_for(tmp_path: Path) -> None:
+    both = {"track_valence": [0.1, None, 0.3], "track_arousal": [0.2, None, 0.6], "post_valence": 0.35}
+    flat = hand(tmp_path / "log", **{**both, "post_arousal": None}).flat
+    assert same(flat.feedback_N4[4, 2:], torch.tensor([0.1, 0.2]))
+    assert same(flat.feedback_N4[6, 2:], torch.tensor([NAN, 0.6]))
+    assert same(flat.target_NY[5, 2:4], torch.tensor([0.35, 0.6]))
+
+
 def test_targets_at_a_token_are_about_the_play_after_it(tmp_path: Path) -> None:
     target_NY = hand(tmp_path / "log").flat.target_NY
     assert TARGETS == ("engagement", "rating", "valence", "arousal", "left", "rated", "reported")
