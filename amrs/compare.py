@@ -7,7 +7,11 @@ touch, a paired test might still tell, but a report holds no sessions to pair.
 import argparse
 import re
 import sys
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from signal import SIG_DFL, SIGPIPE
+from signal import signal as on_signal
 from typing import TYPE_CHECKING, NamedTuple
 
 from amrs.report import Report, ReportError, Row, load
@@ -18,6 +22,8 @@ from amrs.run_table import flat_settings
 if TYPE_CHECKING:
     from amrs.report.canvas import Panel
 
+WIDTH = 110
+"""Columns of the terminal, at most."""
 _SHOWN = ("r2", "auroc", "gain", "kl", "effective_tracks", "catalogue_coverage", "intra_list", "gini", "harm")
 """Metrics of the terminal table; the page has all."""
 _ELSEWHERE = re.compile(r"(runs$|cluster\.|log\.)")
@@ -77,16 +83,33 @@ def settings(reports: list[Report]) -> list[tuple[str, list[str]]]:
 
 
 def terminal(names: list[str], reports: list[Report]) -> str:
-    """Settings and main figures that differ, as plain text."""
-    lines = [line for line in figures(reports) if line.metric in _SHOWN]
-    table = [["settings", *names], *([key, *values] for key, values in settings(reports)), []]
-    table += [["figures", *names]]
-    for line in lines:
-        others = [f"{cell(row)} {line.difference(k)}" if k else cell(row) for k, row in enumerate(line.rows)]
-        table.append([line.name, *(text.strip() or "-" for text in others)])
-    widths = [max(len(row[k]) for row in table if row) for k in range(len(names) + 1)]
-    text = ["  ".join(word.ljust(widths[k]) for k, word in enumerate(row)).rstrip() for row in table]
-    return "\n".join([*text, "", NOTE])
+    """Settings and main figures that differ, as plain text of at most `WIDTH` columns."""
+    sheets = {"settings": [[key, *(value or "-" for value in values)] for key, values in settings(reports)]}
+    for line in figures(reports):
+        if line.metric in _SHOWN:
+            section, _, what = line.name.partition(", ")
+            cells = [f"{cell(row)} {line.difference(k) if k else ''}" for k, row in enumerate(line.rows)]
+            sheets.setdefault(section.lower(), []).append([what, *(text.strip() or "-" for text in cells)])
+    blocks = ["\n".join(_lines([title, *names], rows)) for title, rows in sheets.items() if rows]
+    return "\n\n".join([*blocks, textwrap.fill(NOTE, WIDTH)])
+
+
+def _lines(header: list[str], rows: list[list[str]]) -> Iterator[str]:
+    """Rows in columns; a row that is too wide for them has its cells below its name, a run a line."""
+    first = max(len(row[0]) for row in [header, *rows])
+    room = (WIDTH - first) // (len(header) - 1) - 2
+    narrow = [row for row in rows if all(len(word) <= room for word in row[1:])]
+    widths = [first, *(max(len(row[k]) for row in [header, *narrow]) for k in range(1, len(header)))]
+    yield "  ".join(word.ljust(width) for word, width in zip(header, widths, strict=True)).rstrip()
+    for row in rows:
+        if row in narrow:
+            yield "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
+        else:
+            below = max(map(len, header[1:])) + 4
+            yield row[0]
+            for run, word in zip(header[1:], row[1:], strict=True):
+                start = f"  {run}".ljust(below)
+                yield textwrap.fill(word, WIDTH, initial_indent=start, subsequent_indent=" " * below)
 
 
 def page(names: list[str], reports: list[Report]) -> str:
@@ -172,4 +195,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    on_signal(SIGPIPE, SIG_DFL)  # `| head` reads no further
     sys.exit(main(sys.argv[1:]))

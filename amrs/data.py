@@ -19,7 +19,7 @@ from amrs.mapped import open_flat
 from amrs.noise import uniform
 from amrs.rules import Rules
 from amrs.schema import SessionLog, read_log
-from amrs.splits import TRAIN, VALIDATION, split_halves, split_users
+from amrs.splits import TRAIN, VALIDATION, assigned
 
 _HIDE = 1
 _SESSION, _TRACK, _STEP, _MODE = range(4)
@@ -38,10 +38,6 @@ def _padding() -> Tensor:
 _PADDING_R = _padding()
 _TOKENS = 1 << 20
 """Tokens looked at together where the whole log is gone through."""
-
-
-class TooFewUsersError(ValueError):
-    """A log with too few users to be split between those who train, label, judge and are judged."""
 
 
 class SessionDataModule(lightning.LightningDataModule):
@@ -77,19 +73,10 @@ class SessionDataModule(lightning.LightningDataModule):
         self.flat: FlatLog = open_flat(log_dir, self.log)
         self.history, self.batch_size, self.seed = history, batch_size, seed
         self.hide_feedback, self.pairs = hide_feedback, pairs
-        part_U = split_users(self.flat.user_ids, split)
-        half_U = split_halves(self.flat.user_ids, part_U, split.seed)
-        keep_U = np.ones_like(half_U, bool) if users == "all" else half_U == (users == "judge")
+        part_U, half_U, keep_U = assigned(self.flat.user_ids, split, users)
         self.part_U, self.half_U = torch.from_numpy(part_U), torch.from_numpy(half_U)
         self.part_S = self.part_U[self.flat.user_S]
         self.used_U = torch.from_numpy(keep_U)
-        for name, part in (("training", TRAIN), ("validation", VALIDATION)):
-            if not len(self.users(part)):
-                raise TooFewUsersError(
-                    f"no {name} user is left for world_model.users={users}: the log has {len(part_U)} users, "
-                    f"of whom {int((part_U == part).sum())} are for {name}; labeller and judge get "
-                    "half each. Give a log with more users, or raise data.split.validation"
-                )
 
     def withhold(self, track_K: np.ndarray) -> None:
         """Learn nothing about the plays of these tracks (True in (K,)) but the report at the session's end.

@@ -25,8 +25,13 @@ def table(folder: Path | str = "runs") -> pd.DataFrame:
     and metrics by the names under which they were logged, which hold a slash (`val/loss`): the last value of
     each. A cell is NaN where a run has no such value. Of a finished run its own files are read; of any other
     the offline W&B files, if it has some.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
     """
     root = Path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is no folder; give the one that holds the runs")
     finished = sorted(path.parent for path in root.glob("**/provenance.json"))
     rows = [_finished(run) for run in finished]
     inside = {run.resolve() for run in finished}

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from amrs.config.data import DataConfig
 from amrs.config.graph import Config, Stage
+from amrs.importers import ADVICE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,14 +121,16 @@ def show_plan(config: Config) -> int:
 def reuse(config: Config) -> int | None:
     """Where all that `config` asks for is finished, say so as `execution.execute` does; else None.
 
-    It imports no torch. An agent of a W&B sweep wants figures besides, and clusters have plans of their own.
+    What cannot be planned is refused. It imports no torch. An agent of a W&B sweep wants figures besides,
+    and clusters have plans of their own.
     """
     if config.cluster.name != "local" or "WANDB_SWEEP_ID" in os.environ:
         return None
     try:
         runs = plan(config)
-    except RunError:  # said where stages are run
-        return None
+    except RunError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
     if not all(run.finished for run in runs):
         return None
     for run in runs:
@@ -235,7 +239,8 @@ def _split_config(config: Config, stage: Stage, k: int) -> Config:
     """The k-th Monte Carlo split; on the platform each draws a world of its own, too."""
     data = config.data
     split = replace(data.split, seed=data.split.seed + k)
-    platform = replace(data.platform, seed=data.platform.seed + k)
+    worlds = k if data.name == "platform" else 0
+    platform = replace(data.platform, seed=data.platform.seed + worlds)
     return replace(
         config,
         stage=stage,
@@ -286,6 +291,7 @@ def result_settings(stage: str, config: Config) -> dict[str, Any]:
     split = data.pop("split")
     if stage == "prepare":
         if config.data.name != "platform":
+            _check_raw_files(config.data)
             data.pop("platform")
             data["files"] = _files(config.data.raw_dir)
         if data["base"] is None:
@@ -323,9 +329,25 @@ def _reads(stage: str, config: Config) -> tuple[str, ...]:
     return READS[stage]
 
 
+def _check_raw_files(data: DataConfig) -> None:
+    """Refuse what is not there before libraries are loaded and parents made."""
+    if data.raw_dir is None:
+        raise RunError(f"data.raw_dir is not given; {ADVICE[data.name]}")
+    if not Path(data.raw_dir).is_dir():
+        raise RunError(f"data.raw_dir={data.raw_dir}: no such folder; {ADVICE[data.name]}")
+    for key in ("map", "embeddings"):
+        file = getattr(data, key)
+        if file is not None and not Path(file).is_file():
+            raise RunError(f"data.{key}={file}: no such file")
+
+
 def _embed_settings(config: Config) -> dict[str, Any]:
     """Audio, weights and how they are used; not how many windows are worked on at once."""
     section = asdict(config.embed)
+    if section["audio_dir"] is None or not Path(section["audio_dir"]).is_dir():
+        raise RunError(
+            f"embed.audio_dir={section['audio_dir']}: no such folder; give the one that holds the audio"
+        )
     for name in ("audio_dir", "weights", "clamp3_weights"):
         section[name] = _files(section[name]) or section[name]
     section.pop("batch_size")
@@ -360,13 +382,20 @@ def read_json(path: Path) -> Any:
 
 
 def load(folder: Path | str = "runs") -> "pd.DataFrame":
-    """Config, metrics and parents of all runs under `folder`: one row a run (`amrs.run_table.table`)."""
+    """Config, metrics and parents of all runs under `folder`: one row a run (`amrs.run_table.table`).
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
     from amrs.run_table import table  # pandas, which a plan does not need
 
     return table(folder)
 
 
 if __name__ == "__main__":
+    import signal
+
     from amrs.run_table import main
 
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` reads no further
     sys.exit(main(sys.argv[1:]))

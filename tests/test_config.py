@@ -26,6 +26,7 @@ from amrs.config import (
 from amrs.config.graph import Config
 from amrs.config.refusals import SETTINGS
 from amrs.config.stages import PolicyName
+from amrs.runs import RunError, plan
 
 ROOT = Path(__file__).parents[1]
 
@@ -343,3 +344,30 @@ def test_every_threshold_of_the_gate_stands_in_its_file_with_a_reason() -> None:
 def test_raw_files_are_not_read_for_the_platform() -> None:
     with pytest.raises(ConfigError, match=r"data.raw_dir=DIR: must be null for data=platform.*data=table"):
         parse(["stage=prepare", "data.raw_dir=DIR"])
+
+
+@pytest.mark.parametrize("data", ["situnes", "table"])
+def test_settings_of_the_platform_are_refused_with_other_data(data: str) -> None:
+    words = refusal("stage=prepare", f"data={data}", "data.raw_dir=DIR", "data.platform.users=30")
+    assert words.startswith("data.platform.users=30: must be left alone") and "data=platform" in words
+    with pytest.raises(RunError, match="no such folder"):  # splits draw other worlds of the platform alone
+        plan(load(["stage=evaluate", f"data={data}", "data.raw_dir=DIR", "evaluate.splits=2"]))
+
+
+def test_a_map_is_refused_where_no_table_is_read() -> None:
+    assert refusal("stage=prepare", "data.map=m.yaml") == "data.map=m.yaml: must be null, or with data=table"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("stage=bc data=table", "data.raw_dir is not given; give the folder of your tables"),
+        ("stage=bc data=situnes data.raw_dir=DIR", "data.raw_dir=DIR: no such folder; .*SiTunes_dataset"),
+        ("stage=bc data=table data.raw_dir=. data.map=no.yaml", "data.map=no.yaml: no such file"),
+        ("stage=bc data=table data.raw_dir=. data.embeddings=no.npz", "data.embeddings=no.npz: no such file"),
+        ("stage=embed embed.audio_dir=DIR", "embed.audio_dir=DIR: no such folder"),
+    ],
+)
+def test_raw_files_that_are_not_there_are_told_by_the_plan(given: str, words: str) -> None:
+    with pytest.raises(RunError, match=words):
+        plan(load(given.split()))

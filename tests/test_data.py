@@ -16,11 +16,11 @@ from torch import Tensor
 
 from amrs.batches import Batch, StepBatches
 from amrs.config.data import SplitConfig
-from amrs.data import SessionDataModule, TooFewUsersError
+from amrs.data import SessionDataModule
 from amrs.histories import LABELS, TARGETS, flatten, played_before
 from amrs.mapped import open_flat
 from amrs.schema import read_log, write_log
-from amrs.splits import TEST, TRAIN, VALIDATION
+from amrs.splits import TEST, TRAIN, VALIDATION, TooFewUsersError
 
 NAN = float("nan")
 

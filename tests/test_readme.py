@@ -12,8 +12,7 @@ from conftest import ROOT, TINY, train
 from test_stages import Done
 
 from amrs.config import STAGES, help_text, parse
-from amrs.importers import IMPORTERS
-from amrs.importers.situnes import ADVICE
+from amrs.importers import ADVICE, IMPORTERS
 from amrs.report import METRICS, SECTIONS
 from amrs.runs import RunError, plan
 
@@ -95,9 +94,16 @@ def test_train_command_is_accepted(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("arguments", TRAIN, ids=" ".join)
-def test_train_command_has_a_plan_that_ends_in_its_stage(arguments: list[str]) -> None:
+def test_train_command_has_a_plan_that_ends_in_its_stage(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if help_text(arguments) is not None:
         return
+    (tmp_path / "DIR").mkdir()
+    for name in ("DIR/map.yaml", "FILE.parquet"):
+        (tmp_path / name).touch()
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
     config = parse(arguments).config
     if "FINGERPRINT" in " ".join(arguments):
         with pytest.raises(RunError, match="no finished run"):
@@ -143,7 +149,7 @@ def test_the_tree_names_every_module_and_package_of_amrs() -> None:
 
 def test_the_readme_names_every_data_set_and_says_where_situnes_is() -> None:
     assert all(f"data={name}" in README for name in IMPORTERS)
-    (link,) = re.findall(r"https://\S+", ADVICE)
+    (link,) = re.findall(r"https://\S+", ADVICE["situnes"])
     assert link in README
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from conftest import ROOT
 from filelock import FileLock
 
 from amrs import compare, run_table, runs
@@ -45,6 +46,11 @@ def test_a_row_holds_settings_parents_and_the_last_value_of_each_metric(tmp_path
 
 def test_a_folder_without_runs_is_an_empty_table(tmp_path: Path) -> None:
     assert list(runs.load(tmp_path).columns) == ["run", "stage", "role", "state", "finished_at", "seconds"]
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none is no folder; give the one that holds the runs"):
+        runs.load(tmp_path / "none")
 
 
 def test_offline_wandb_runs_are_rows_too_but_not_twice(tmp_path: Path) -> None:
@@ -131,3 +137,21 @@ def test_a_page_and_a_table_are_made_of_run_folders(
     assert "DPO's gain, valence, with 95 % intervals. a: predicted by the judge +0.0100" in unescape(text)
     assert compare.main([str(tmp_path / "a"), str(tmp_path)]) == 1
     assert "holds no report.json" in capsys.readouterr().err
+
+
+def test_a_row_too_wide_for_columns_stands_below_its_name() -> None:
+    long = "a, b, c, " * 12
+    lines = list(compare._lines(["settings", "run1", "run2"], [["dpo.beta", "1", "2"], ["key", "3", long]]))
+    assert lines[:4] == ["settings  run1  run2", "dpo.beta  1     2", "key", "  run1  3"]
+    assert lines[4].startswith("  run2  a, b") and lines[5].startswith("        ")
+    assert max(map(len, lines)) <= compare.WIDTH
+
+
+@pytest.mark.parametrize("module", ["amrs.compare", "amrs.runs"])
+def test_a_reader_that_closes_early_is_no_error(module: str, tmp_path: Path) -> None:
+    for name, value in (("a", 0.01), ("b", 0.05)):
+        report(value, value, value, value).save(tmp_path / name)
+    given = [tmp_path] if module == "amrs.runs" else [tmp_path / "a", tmp_path / "b"]
+    command = " ".join(map(str, [sys.executable, "-m", module, *given])) + " | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stderr == ""

@@ -178,6 +178,26 @@ def test_bad_raw_files_leave_nothing_behind(tmp_path: Path) -> None:
     assert not [p for p in (tmp_path / "runs").rglob("*") if p.is_dir() and p.name != "prepare"]
 
 
+def test_too_few_users_for_a_judge_are_told_before_anything_is_trained(tmp_path: Path) -> None:
+    small = ["data=table", f"data.raw_dir={ROOT / 'examples' / 'own_log'}", "model=tiny", f"runs={tmp_path}"]
+    done = train("stage=evaluate", *small, check=False)
+    assert done.returncode == 1 and "no validation user is left for world_model.users=judge" in done.stderr
+    assert "world_model: running" in done.stderr and "finished" not in done.stderr.partition("world_model")[2]
+
+
+def test_modes_that_may_be_slips_of_the_pen_are_told() -> None:
+    from amrs.config.groups import UtilityConfig
+    from amrs.stages.prepare import doubtful_modes
+
+    lines = list(doubtful_modes(["calm", "energise", "focus"], {"calm", "energise"}, UtilityConfig()))
+    assert [line.split(":")[0][:40] for line in lines] == [
+        "mode energise is new to the utility, so ", "mode focus is in the catalogue, but no s",
+    ]  # fmt: skip
+    assert "Did you mean energize?" in lines[0] and "utility.modes.energise.arousal=down" in lines[0]
+    own = UtilityConfig(modes={"energise": {"arousal": "up"}, "calm": {"arousal": "down"}})
+    assert list(doubtful_modes(["calm", "energise"], {"calm", "energise"}, own)) == []
+
+
 def test_the_hidden_truth_cannot_be_opened_as_data(evaluated: Done) -> None:
     from amrs.config.data import SplitConfig
     from amrs.data import SessionDataModule

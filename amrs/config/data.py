@@ -56,7 +56,15 @@ class DataConfig:
             "data.raw_dir", self.raw_dir,
             "null for data=platform, which reads no files; your own files are read with data=table",
         )  # fmt: skip
+        check(self.map is None or self.name == "table", "data.map", self.map, "null, or with data=table")
         check(self.base is None or self.name == "table", "data.base", self.base, "null, or with data=table")
+        ours = [key for key, value in vars(PlatformConfig()).items() if getattr(self.platform, key) != value]
+        check(
+            self.name == "platform" or not ours,
+            ", ".join(f"data.platform.{key}" for key in ours),
+            ", ".join(str(getattr(self.platform, key)) for key in ours),
+            f"left alone with data={self.name}: only data=platform reads the platform's settings",
+        )
         check(
             self.embeddings is None or self.name != "platform",
             "data.embeddings", self.embeddings, "null for data=platform, whose tracks have no audio",

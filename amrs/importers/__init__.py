@@ -24,6 +24,14 @@ def _table(config: DataConfig, folder: Path) -> None:
     importer(config, folder)
 
 
+ADVICE = {
+    "situnes": (
+        "give the folder that holds Stage1, Stage2 and music_metadata as data.raw_dir; "
+        "SiTunes (CHIIR 2024) is at https://github.com/JiayuLi-997/SiTunes_dataset"
+    ),
+    "table": "give the folder of your tables and their map.yaml as data.raw_dir (see examples/own_log)",
+}
+"""What to do where raw files are missing."""
 IMPORTERS: dict[str, Callable[[DataConfig, Path], None]] = {
     "platform": _platform,
     "situnes": _situnes,

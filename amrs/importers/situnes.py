@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from amrs import importers
 from amrs.config.data import DataConfig
 from amrs.faults import Faults, Ints, LogError
 from amrs.importers.embeddings import embedding_is, with_embeddings
@@ -18,10 +19,7 @@ from amrs.importers.reading import Floats, Raw, read_raw, scaled
 from amrs.schema import Metadata, write_log
 from amrs.validation import REPORTS
 
-ADVICE = (
-    "give the folder that holds Stage1, Stage2 and music_metadata as data.raw_dir; "
-    "SiTunes (CHIIR 2024) is at https://github.com/JiayuLi-997/SiTunes_dataset"
-)
+ADVICE = importers.ADVICE["situnes"]
 UTC_OFFSET_MIN = 8 * 60
 SPOTIFY = "loudness danceability energy speechiness acousticness instrumentalness valence tempo".split()
 OPENSMILE = (

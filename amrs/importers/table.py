@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from amrs.adding import add_sessions
 from amrs.config.data import DataConfig
 from amrs.faults import Faults, LogError
+from amrs.importers import ADVICE
 from amrs.importers.column_map import Column, ColumnMap, Part, read_map
 from amrs.importers.convert import convert
 from amrs.importers.embeddings import embedding_is, with_embeddings
@@ -28,7 +29,7 @@ SHARD_SESSIONS = 50_000
 def importer(config: DataConfig, folder: Path) -> None:
     """Write `folder/log` from the tables in `data.raw_dir`, as `data.map` says."""
     if config.raw_dir is None:
-        raise LogError("data.raw_dir is not given; allowed: the folder of your tables and their map.yaml")
+        raise LogError(f"data.raw_dir is not given; {ADVICE['table']}")
     root = Path(config.raw_dir)
     file = Path(config.map) if config.map else root / "map.yaml"
     columns = read_map(file, embedding=config.embeddings is None)

@@ -11,16 +11,27 @@ from amrs.batches import BatchSizeError
 from amrs.cluster import in_job, launch
 from amrs.config import graph
 from amrs.config.graph import Config
-from amrs.data import TooFewUsersError
 from amrs.execution import Stage, execute, process_rank
+from amrs.mapped import open_flat
 from amrs.requeue import requeued_on_signal
 from amrs.runs import Run, RunError, plan
-from amrs.schema import LogError
+from amrs.schema import LogError, read_log
+from amrs.splits import TooFewUsersError, assigned
 
 
 def _stage(name: str, run: Run, folder: Path) -> None:
     """A stage is read when it runs: stages use parts that themselves load what other stages trained."""
     import_module(f"amrs.stages.{name}").run(run, folder)
+
+
+def _world_model(runs: list[Run], run: Run, folder: Path) -> None:
+    """Before a world model is trained, its log must have users for all those that `runs` want of it."""
+    log = run.parents["prepare"].folder / "log"
+    user_ids = open_flat(log, read_log(log)).user_ids
+    for other in runs:
+        if other.stage == "world_model" and other.parents.get("prepare") is run.parents["prepare"]:
+            assigned(user_ids, other.config.data.split, other.config.world_model.users)
+    _stage("world_model", run, folder)
 
 
 STAGES: dict[str, Stage] = {name: partial(_stage, name) for name in graph.STAGES}
@@ -41,7 +52,7 @@ def run(config: Config) -> int:
             import_module("amrs.training").log_again(runs[-1])
         if in_job(runs):
             with requeued_on_signal(process_rank()) if config.cluster.name == "slurm" else nullcontext():
-                execute(runs, STAGES, _say)
+                execute(runs, STAGES | {"world_model": partial(_world_model, runs)}, _say)
         else:
             launch(runs, _say)
     except (LogError, RunError, BatchSizeError, TooFewUsersError) as error:

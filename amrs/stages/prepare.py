@@ -1,8 +1,12 @@
 """Raw files (or the synthetic platform) to a validated session log."""
 
+import difflib
 import shutil
+import sys
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from amrs.config.groups import UtilityConfig
 from amrs.data import SessionDataModule
 from amrs.importers import IMPORTERS
 from amrs.mapped import open_flat
@@ -15,7 +19,31 @@ def run(run: Run, folder: Path) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
     IMPORTERS[run.config.data.name](run.config.data, folder)
-    open_flat(folder / "log", read_log(folder / "log"))
+    log = read_log(folder / "log")
+    modes = log.metadata.modes
+    played = {modes[k] for k in open_flat(folder / "log", log).mode_S.unique().tolist() if k >= 0}
+    for line in doubtful_modes(modes, played, run.config.utility):
+        print(f"prepare: {line}", file=sys.stderr)
+
+
+def doubtful_modes(modes: Sequence[str], played: Collection[str], utility: UtilityConfig) -> Iterator[str]:
+    """What may be a slip of the pen among the log's modes: each is a mode of its own, whatever it is called.
+
+    Args:
+        modes: those of the log, of sessions or catalogue.
+        played: those that a session is in.
+        utility: says which way arousal should go in which mode.
+    """
+    for mode in modes:
+        if "arousal" not in utility.modes.get(mode, {}):
+            near = difflib.get_close_matches(mode, utility.modes, 1)
+            yield (
+                f"mode {mode} is new to the utility, so arousal does not count in it."
+                + (f" Did you mean {near[0]}?" if near else "")
+                + f" Else say what is good there, such as utility.modes.{mode}.arousal=down"
+            )
+        if mode not in played:
+            yield f"mode {mode} is in the catalogue, but no session is in it"
 
 
 def open_data(

@@ -20,7 +20,7 @@ from amrs.config.stages import (
     WorldModelConfig,
 )
 from amrs.report import Report, Row, load
-from amrs.runs import Run
+from amrs.runs import Run, RunError
 from amrs.stress.harm import lower_bound, upper_bound
 
 USERS, TRACKS, ARTISTS = 400, 500, 60
@@ -61,6 +61,11 @@ def worlds(config: Config) -> list[World]:
 
 def parts(config: Config) -> dict[str, Config]:
     """A small stress for each world: every world is made, resumed and reused like any run."""
+    if config.data.name != "platform":
+        raise RunError(
+            f"evaluate.study=gate makes small worlds of the platform, not of data={config.data.name}: "
+            "give data=platform"
+        )
     return {world.name: _small(config, world) for world in worlds(config)}
 
 
