@@ -1,4 +1,4 @@
-"""The README and CONTRIBUTING: commands parse, quick ones run, and what they name exists."""
+"""The README, docs/ and CONTRIBUTING: commands parse, quick ones run, and what they name exists."""
 
 import json
 import re
@@ -13,15 +13,18 @@ from test_stages import Done
 
 from amrs.config import STAGES, help_text, parse
 from amrs.importers import ADVICE, IMPORTERS
-from amrs.report import METRICS, SECTIONS
+from amrs.report.rows import GROUPS, METRICS, MODELS, POLICIES, SECTIONS, SIGNALS
 from amrs.runs import RunError, plan
 
 README = (ROOT / "README.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+DOCS = {f"docs/{path.name}": path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+MANUAL = "\n".join([README, *DOCS.values()])
 PAGES = {
     "README.md": README,
     "CONTRIBUTING.md": CONTRIBUTING,
     "CHANGELOG.md": (ROOT / "CHANGELOG.md").read_text(),
+    **DOCS,
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 OTHER_TOOLS = {"env", "git", "hf", "pip", "sbatch", "source", "wandb"}
@@ -40,7 +43,7 @@ def commands(text: str) -> list[list[str]]:
     return [line for line in words if line]
 
 
-COMMANDS = [line for page in (README, CONTRIBUTING) for line in commands(page)]
+COMMANDS = [line for page in (MANUAL, CONTRIBUTING) for line in commands(page)]
 TRAIN = [line[2:] for line in COMMANDS if line[:2] == ["python", "train.py"]]
 
 
@@ -57,19 +60,25 @@ def make_targets() -> set[str]:
     return set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
-def paths(text: str) -> Iterator[str]:
+def anchors(text: str) -> set[str]:
+    """What links can point at in a page: its headings as a code host names them."""
+    heads = re.findall(r"^#+ (.*)$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def paths(page: str) -> Iterator[str]:
     """Paths in this repository that a page links to, or names in backquotes."""
-    prose = FENCE.sub("", text)
-    for target in re.findall(r"\]\(([^)#]+)\)", prose):
+    prose = FENCE.sub("", PAGES[page])
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", prose):
         if "://" not in target:
-            yield target
-    known = r"(?:amrs|configs|tests|examples|benchmarks|requirements|sweeps)"
+            yield str(Path(page).parent / target)
+    known = r"(?:amrs|configs|tests|examples|benchmarks|requirements|sweeps|docs|notebooks)"
     yield from re.findall(rf"`({known}/[\w./]*)`", prose)
 
 
 def tree() -> dict[str, str]:
-    """Path to what the README's tree says of it."""
-    (body,) = [body for body in blocks(README, "") if body.startswith("train.py")]
+    """Path to what the tree of CONTRIBUTING says of it."""
+    (body,) = [body for body in blocks(CONTRIBUTING, "") if body.startswith("train.py")]
     found, folder = {}, ""
     for line in body.splitlines():
         name, what = (
@@ -128,8 +137,19 @@ def test_make_targets_in_prose_exist() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_and_paths_of_a_page_exist(page: str) -> None:
-    missing = [name for name in paths(PAGES[page]) if "<" not in name and not (ROOT / name).exists()]
+    missing = [name for name in paths(page) if "<" not in name and not (ROOT / name).exists()]
     assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_to_headings_of_a_page_find_them(page: str) -> None:
+    for target, heading in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", FENCE.sub("", PAGES[page])):
+        other = PAGES[page] if not target else (ROOT / Path(page).parent / target).resolve().read_text()
+        assert heading in anchors(other), f"{target}#{heading}"
+
+
+def test_the_readme_leads_to_every_page_of_docs() -> None:
+    assert all(f"]({page})" in README for page in DOCS)
 
 
 def test_paths_of_the_tree_exist() -> None:
@@ -148,9 +168,9 @@ def test_the_tree_names_every_module_and_package_of_amrs() -> None:
 
 
 def test_the_readme_names_every_data_set_and_says_where_situnes_is() -> None:
-    assert all(f"data={name}" in README for name in IMPORTERS)
+    assert all(f"data={name}" in MANUAL for name in IMPORTERS)
     (link,) = re.findall(r"https://\S+", ADVICE["situnes"])
-    assert link in README
+    assert link in MANUAL
 
 
 def test_the_map_that_is_shown_is_the_example_s() -> None:
@@ -158,16 +178,23 @@ def test_the_map_that_is_shown_is_the_example_s() -> None:
     assert blocks(README, "yaml") == ["".join(line for line in lines if not line.startswith("#"))]
 
 
-def test_names_of_report_rows_in_the_readme_are_those_of_the_report(evaluated: Done) -> None:
+def test_the_report_s_page_names_every_section_subject_signal_metric_and_group() -> None:
+    table = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", DOCS["docs/report.md"], re.MULTILINE))
+    named = {key: re.findall(r"`(\w+)[\w:<>]*`", text) for key, text in table.items()}
+    variants = {"ablation", "tilt", "front"}
+    assert set(named["section"]) == set(SECTIONS) and set(named["signal"]) == set(SIGNALS)
+    assert set(named["subject"]) == {*MODELS, *POLICIES, *variants}
+    metrics, groups = (DOCS["docs/report.md"].partition(f"## {name}\n")[2] for name in ("Metrics", "Groups"))
+    rows = [set(re.findall(r"`(\w+)", text.partition("\n## ")[0])) for text in (metrics, groups)]
+    assert rows[0] - {"effects", "optimism", "choosing", "off_policy", "gate", "rollouts", "ignorance",
+                      "missing"} == set(METRICS)  # fmt: skip
+    assert set(GROUPS) <= rows[1]
+
+
+def test_a_row_of_the_report_is_as_its_page_shows_it(evaluated: Done) -> None:
     folder = Path(evaluated[1].stdout.splitlines()[-1])
     rows = json.loads((folder / "report.json").read_text())["rows"]
-    table = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", README, re.MULTILINE))
-    for key in ("section", "subject", "signal", "metric", "split"):
-        named = set(re.findall(r"`([\w:<>]+)`", table[key]))
-        assert {row[key] for row in rows} <= named, key  # some rows need several splits or a study
-    assert set(re.findall(r"`(\w+)`", table["section"])) <= set(SECTIONS)
-    assert set(re.findall(r"`(\w+)`", table["metric"])) <= set(METRICS)
-    (example,) = blocks(README, "json")
+    (example,) = blocks(DOCS["docs/report.md"], "json")
     assert list(json.loads(example)) == list(rows[0])
 
 
@@ -203,7 +230,7 @@ def test_dry_run_prints_a_plan_and_makes_nothing(tmp_path: Path) -> None:
 
 def test_own_log_is_read_as_the_readme_reads_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = train(*given("stage=prepare data=table data.raw_dir=examples/own_log"), f"runs={tmp_path}")
-    (code,) = [block for block in blocks(README, "python") if "read_log" in block]
+    (code,) = [block for block in blocks(MANUAL, "python") if "read_log" in block]
     (folder,) = tmp_path.glob("prepare/*/log")
     assert done.stdout.splitlines()[-1] == str(folder.parent)
     exec(code.replace("runs/prepare/FINGERPRINT/log", str(folder)))
@@ -214,7 +241,7 @@ def test_own_log_is_read_as_the_readme_reads_it(tmp_path: Path, capsys: pytest.C
 def test_the_table_of_runs_is_read_as_the_readme_reads_it(
     evaluated: Done, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (code,) = [block for block in blocks(README, "python") if "amrs.runs.load" in block]
+    (code,) = [block for block in blocks(MANUAL, "python") if "amrs.runs.load" in block]
     exec(code.replace('load("runs")', f"load({str(evaluated[0])!r})"))
     assert "evaluate  finished" in capsys.readouterr().out
 
@@ -222,7 +249,7 @@ def test_the_table_of_runs_is_read_as_the_readme_reads_it(
 def test_a_policy_of_ones_own_is_compared_as_the_readme_does_it(
     evaluated: Done, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (code,) = [block for block in blocks(README, "python") if "judged" in block]
+    (code,) = [block for block in blocks(MANUAL, "python") if "judged" in block]
     lines = [line for line in code.splitlines() if line.strip()]
     assert len([line for line in lines if not line.startswith(("import ", "from "))]) == 10
     exec(code.replace('"experiment=demo"', f"*{[*TINY, f'runs={evaluated[0]}']}"), {})
