@@ -215,7 +215,7 @@ def wandb_mode(config: Config) -> str:
 
 def _loggers(run: Run, folder: Path) -> list[Logger]:
     """CSV always; W&B as the settings say. Within a sweep only the run that was asked for is W&B's."""
-    loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
+    loggers: list[Logger] = [CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)]
     mode = wandb_mode(run.config)
     if mode == "disabled" or ("WANDB_SWEEP_ID" in os.environ and run.role != run.config.stage):
         return loggers

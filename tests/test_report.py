@@ -13,7 +13,7 @@ import pytest
 
 from amrs.report import Report, ReportError, Row, finite_rows, load, over_splits, terminal_table
 from amrs.report.page import render
-from amrs.report.words import gain_findings, gain_sentence, model_findings, number
+from amrs.report.words import _and, gain_findings, gain_sentence, model_findings, number
 
 FIT = {"world_model": 0.42, "track_blind": 0.36, "persistence_pre": 0.12, "persistence_last": -0.05,
        "user_mean": 0.21, "ridge": 0.33, "boosting": 0.37}  # fmt: skip
@@ -429,3 +429,23 @@ def test_means_over_splits_use_the_corrected_standard_error() -> None:
     # sd .1, times sqrt(1/3 + 1/8), times t(2) = 4.302653
     assert (mean.split, mean.n, mean.value) == ("mean", 30, pytest.approx(0.2))
     assert mean.high == pytest.approx(0.2 + 4.302653 * 0.1 * (1 / 3 + 1 / 8) ** 0.5, abs=1e-6)
+
+
+def test_the_answer_says_how_large_a_gain_is_for_one_person(full):
+    (valence,) = [found for found in gain_findings(full) if found.topic == "Valence"]
+    (spread,) = full.find(section="realised", subject="dpo", signal="valence", metric="gain_sd")
+    said = valence.text.splitlines()[-1]
+    assert said == f"{number(spread.value, 'gain_sd')} of the spread of one person's reports"
+
+
+def test_words_are_listed_as_a_sentence_lists_them():
+    assert [_and(list(words)) for words in ("a", "ab", "abc")] == ["a", "a and b", "a, b and c"]
+
+
+def test_the_answer_says_how_far_ahead_each_signal_was_trusted(full):
+    keys = {"section": "fidelity", "subject": "world_model", "metric": "trusted_horizon", "low": None,
+            "high": None, "n": 9, "unit": "tracks", "signal": "valence"}  # fmt: skip
+    rows = [row(**keys, group=group, value=h) for group, h in (("horizon:log", 8.0), ("horizon:random", 2.0))]
+    found = {each.topic: each.text for each in model_findings(Report([*full.rows, *rows], {}))}
+    said = "Tracks ahead that it may be followed: 8 against the log; 2 with random tracks, against the truth"
+    assert found["Valence"].splitlines()[-1] == said and "Tracks ahead" not in found["Arousal"]

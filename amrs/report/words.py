@@ -130,6 +130,9 @@ def gain_findings(report: Report, subject: str = "dpo") -> list[Finding]:
         if known:
             lines = [f"{label(row.section)}: {cell(row)}, {why[direction(row)]}" for row in known]
             lines[-1] += f" ({counts(known)})"
+            spread = report.one(section=known[0].section, subject=subject, signal=signal, metric="gain_sd")
+            if spread is not None:
+                lines.append(f"{number(spread.value, 'gain_sd')} of the spread of one person's reports")
             found.append(Finding(label(signal), direction(known[0]), "\n".join(lines)))
     return found
 
@@ -148,9 +151,14 @@ def gain_sentence(report: Report, subject: str = "dpo") -> str:
         "realised": "On the synthetic platform, where the truth is known",
         "predicted": "By the judge's prediction, with no truth to check it against",
     }.get(section, "By the labeller's own prediction, which flatters")
-    parts = [f"{tag} in {' and '.join(by_tag[tag])}" for tag in
+    parts = [f"{tag} in {_and(by_tag[tag])}" for tag in
              ("better", "worse", "cannot tell", "no interval") if tag in by_tag]  # fmt: skip
     return f"{source}, {label(subject)} against Copycat: {'; '.join(parts)}."
+
+
+def _and(words: Sequence[str]) -> str:
+    """The words as a sentence lists them."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def off_policy_findings(report: Report, subject: str = "dpo") -> list[Finding]:
@@ -164,7 +172,7 @@ def off_policy_findings(report: Report, subject: str = "dpo") -> list[Finding]:
         gain = report.one(**keys, metric="gain_over_production")
         support = f"{number(size.value, 'ess')} effective sessions of {size.n:,}"
         if gain is None:
-            text = f"Withheld: {support} are too few, or too few of their users, for an interval to hold."
+            text = f"Withheld: {support}. So few, or so few of their users, tell nothing."
             found.append(Finding(label(signal), "cannot tell", text))
         else:
             text = f"Gain over production {cell(gain)}, from {support}."
@@ -201,8 +209,20 @@ def model_findings(report: Report) -> list[Finding]:
         text = f"{label(metric)} {cell(model)}\nBest baseline, {label(named.subject).lower()}: {cell(best)}"
         blind = rows.get("track_blind")
         text += f"\nThe same model without the session's tracks: {cell(blind)}" if blind is not None else ""
+        text += _trusted(report, signal)
         found.append(Finding(label(signal), tag, text))
     return found
+
+
+def _trusted(report: Report, signal: str) -> str:
+    """How many tracks ahead study `rollouts` trusts a signal, where it was run."""
+    sources = {"log": "against the log", "random": "with random tracks, against the truth"}
+    rows = {
+        words: report.one(signal=signal, metric="trusted_horizon", group=f"horizon:{source}")
+        for source, words in sources.items()
+    }
+    told = [f"{row.value:.0f} {words}" for words, row in rows.items() if row is not None]
+    return f"\nTracks ahead that it may be followed: {'; '.join(told)}" if told else ""
 
 
 def diversity_findings(report: Report) -> list[Finding]:
