@@ -109,7 +109,7 @@ def _lines(header: list[str], rows: list[list[str]]) -> Iterator[str]:
             yield row[0]
             for run, word in zip(header[1:], row[1:], strict=True):
                 start = f"  {run}".ljust(below)
-                yield textwrap.fill(word, WIDTH, initial_indent=start, subsequent_indent=" " * below)
+                yield from textwrap.wrap(word, WIDTH, initial_indent=start, subsequent_indent=" " * below)
 
 
 def page(names: list[str], reports: list[Report]) -> str:
