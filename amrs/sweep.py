@@ -40,7 +40,7 @@ class Sweep:
     """A sweep file, its runs so far, and the commands under way.
 
     A run is a dict: `name`, `arguments` (what was proposed), `state` (running, finished, failed, stopped),
-    `history` (values of the metric, in order), and `folder` once it has one.
+    `history` (values of the metric, in order), and `folder` and the status `exit` once it has them.
     """
 
     def __init__(self, file: Path, extra: list[str]) -> None:
@@ -101,7 +101,7 @@ class Sweep:
             run["history"] = history(self.partial[run["name"]], self.metric)
             return len(run["history"]) > before
         del self.under_way[run["name"]]
-        run["state"] = "finished" if status == 0 else "failed"
+        run["state"], run["exit"] = "finished" if status == 0 else "failed", status
         if status == 0:
             lines = (self.folder / f"{run['name']}.out").read_text().splitlines()
             run["folder"] = lines[-1] if lines else ""
@@ -114,7 +114,8 @@ class Sweep:
         """How a run ended."""
         if run["state"] == "failed":
             lines = (self.folder / f"{run['name']}.log").read_text().strip().splitlines()
-            return f"failed: {lines[-1] if lines else 'it printed nothing'}"
+            killed = f"killed by signal {-run['exit']}, after " if run.get("exit", 0) < 0 else ""
+            return f"failed: {killed}{lines[-1] if lines else 'it printed nothing'}"
         best = self.best(run)
         return f"{run['state']}, {self.metric} {'was not logged' if best is None else f'= {best:.6g}'}"
 

@@ -261,6 +261,15 @@ def test_a_sweep_whose_runs_all_fail_ends_non_zero(
     assert "failed: no such luck" in capsys.readouterr().out
 
 
+def test_a_run_that_was_killed_says_so(tmp_path: Path) -> None:
+    sweep = sweeps.Sweep(write_file(tmp_path), [])
+    sweep.folder.mkdir(parents=True)
+    (sweep.folder / "run-001.log").write_text("dpo: running runs/dpo/0\n")
+    run = {"name": "run-001", "state": "failed", "exit": -9}
+    assert sweep.say(run) == "failed: killed by signal 9, after dpo: running runs/dpo/0"
+    assert sweep.say(run | {"exit": 1}) == "failed: dpo: running runs/dpo/0"
+
+
 def test_early_termination_ends_the_worse_run(tmp_path: Path) -> None:
     early = {"type": "hyperband", "min_iter": 2, "eta": 2}
     file = write_file(tmp_path, early_terminate=early, parameters={"dpo.beta": {"values": [0.1, 9.0, 0.2]}})

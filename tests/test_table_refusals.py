@@ -256,7 +256,7 @@ def test_a_file_that_is_not_utf8_is_refused(raw: Path, tmp_path: Path) -> None:
 
 
 def test_a_missing_raw_dir_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LogError, match=r"data\.raw_dir is not given; allowed: the folder of your tables"):
+    with pytest.raises(LogError, match=r"data\.raw_dir is not given; give the folder of your tables"):
         IMPORTERS["table"](DataConfig(name="table"), tmp_path)
 
 
