@@ -109,7 +109,7 @@ def entropy_after(policy: PolicyModel, data: SessionDataModule, rules: Rules, ro
         for track_C in rules.allowed(mode_1, none_10)[0].nonzero()[:, 0].split(_AFTER):
             heard = torch.ones(len(track_C))
             feedback = Feedback(heard, torch.full_like(heard, torch.nan), heard < 0)
-            after = reader.append(repeated(mind, len(track_C)), track_C, feedback)
+            after = reader.append(repeated(mind, torch.zeros_like(track_C)), track_C, feedback)
             allowed_CK = rules.allowed(mode_1.expand(len(track_C)), track_C[:, None])
             log_p_CK = log_softmax_allowed(policy.logits(after.h_BD, tracks), allowed_CK)
             total_K[track_C] -= (log_p_CK.exp() * log_p_CK.masked_fill(~allowed_CK, 0.0)).sum(1)

@@ -81,6 +81,7 @@ def checks(rows: Iterable[Row], policy: str, config: GateConfig, signals: Sequen
         *_harm(figures, policy, config),
         *_believed(figures, config, signals),
         *_traced(figures, config),
+        *_paid_later(figures, config),
         *_variety(figures, policy, config),
         _drift(figures, policy, config),
         _hard(figures, policy, config),
@@ -113,16 +114,16 @@ def _harm(figures: Figures, policy: str, config: GateConfig) -> list[Check]:
 
 
 def _believed(figures: Figures, config: GateConfig, signals: Sequence[str]) -> list[Check]:
-    """The world model's track effect and calibration on held-out reports."""
+    """The judge's track effects and calibration on held-out reports: it makes the promises."""
     found = []
     for signal in signals:
-        row = figures.row("fidelity", "world_model", signal, "uplift_slope")
+        row = figures.row("stress", "world_model", signal, "uplift_slope")
         found.append(Check(
             "uplift_slope", signal, "uplift_slope", "all", f"lower bound of the uplift slope of {signal}",
             row.low if row else None, config.uplift_slope, True, True, row.n if row else 0,
             "residual per predicted",
         ))  # fmt: skip
-        row = figures.row("fidelity", "world_model", signal, "coverage_80")
+        row = figures.row("stress", "world_model", signal, "coverage_80")
         found.append(Check(
             "calibration", signal, "coverage_80", "all",
             f"distance from .8 of the coverage of {signal} by 80 % intervals",
@@ -140,6 +141,16 @@ def _traced(figures: Figures, config: GateConfig) -> list[Check]:
     what = "lower bound of the uplift slope of valence, plays weighted by"
     return [Check("weighted_slope", "valence", "uplift_slope", row.group, what, row.low,
                   config.weighted_slope, True, True, row.n, row.unit)]  # fmt: skip
+
+
+def _paid_later(figures: Figures, config: GateConfig) -> list[Check]:
+    """What later reports say of earlier sessions; not asked where there are none before sessions."""
+    row = figures.row("stress", "world_model", "valence", "late_slope")
+    if row is None or row.high is None:
+        return []
+    what = "upper bound of the slope of valence before a session on what earlier sessions gave"
+    return [Check("late_slope", "valence", "late_slope", "all", what, row.high, config.late_slope, True,
+                  False, row.n, row.unit)]  # fmt: skip
 
 
 def _variety(figures: Figures, policy: str, config: GateConfig) -> list[Check]:

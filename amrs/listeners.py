@@ -31,12 +31,12 @@ class Mind:
     mode_B: Tensor
 
 
-def repeated(mind: Mind, count: int) -> Mind:
-    """One listener's history `count` times, each to go on in its own way."""
+def repeated(mind: Mind, index_B: Tensor) -> Mind:
+    """The histories `index_B`, each to go on in its own way however often it is named."""
     old = mind.cache
 
     def again(x: Tensor) -> Tensor:
-        return x.expand(count, *x.shape[1:]).clone()
+        return x.index_select(0, index_B.to(x.device))
 
     keys, values = [again(x) for x in old.keys], [again(x) for x in old.values]
     cache = Cache(keys, values, again(old.length_B), again(old.total_BZ), again(old.session_BY))
@@ -63,7 +63,18 @@ class HistoryReader:
         self.encoder, self.data, self.horizon = encoder.eval(), data, horizon
 
     def start(self, row_B: Tensor, step_B: Tensor | int = 0) -> Mind:
-        """Read each session's history and its start token, and its first `step_B` plays."""
+        """Read each session's history and its start token, and its first `step_B` plays.
+
+        A session that is asked for more than once (simulated many times) is read once.
+        """
+        step_B = torch.as_tensor(step_B).expand_as(row_B)
+        most = int(step_B.max()) + 1 if len(step_B) else 1
+        once_U, index_B = (row_B * most + step_B).unique(return_inverse=True)
+        if len(once_U) < len(row_B):
+            return repeated(self._read(once_U // most, once_U % most), index_B)
+        return self._read(row_B, step_B)
+
+    def _read(self, row_B: Tensor, step_B: Tensor) -> Mind:
         device = self.encoder.static_mean.device
         batch = self.data.prefix(row_B, step_B, length=self.encoder.config.history - self.horizon)
         h_BD, cache = self.encoder.prefill(Batch(*(x.to(device) for x in batch)), self.horizon)

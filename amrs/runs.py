@@ -63,7 +63,7 @@ _PROTOCOL = {"mccv": ("splits",), "kfold": ("folds", "repeats")}
 """Settings of an evaluation that count under one protocol only."""
 _NOT_OF_A_STUDY = ("chapters", "studies", "protocol", "splits", "folds", "repeats", "dpo")
 """Settings of an evaluation that its studies do not depend on."""
-_OF_STUDIES = ("worlds", "curve", "front")
+_OF_STUDIES = ("worlds", "curve", "front", "gate_effects")
 """Settings that only studies depend on."""
 
 

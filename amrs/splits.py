@@ -11,6 +11,7 @@ import numpy as np
 from amrs.config.data import SplitConfig
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
+LABELLER, JUDGE = 0, 1
 FOLD_VALIDATION = 0.1
 """Share of the users outside the test fold that validates."""
 
@@ -59,12 +60,12 @@ def _fold_first(order: np.ndarray, folds: int, fold: int) -> tuple[np.ndarray, i
 
 
 def split_halves(user_ids: list[str], part_U: np.ndarray, seed: int) -> np.ndarray:
-    """0 (labeller) or 1 (judge) for each user, as (U,): disjoint halves within every part."""
+    """LABELLER or JUDGE for each user, as (U,): disjoint halves within every part."""
     half_U = np.zeros(len(user_ids), dtype=np.int64)
     order = _ranked(user_ids, seed, "half")
     for part in (TRAIN, VALIDATION, TEST):
         members = order[part_U[order] == part]
-        half_U[members[: len(members) // 2]] = 1
+        half_U[members[: len(members) // 2]] = JUDGE
     return half_U
 
 

@@ -14,6 +14,7 @@ from amrs.config import parse
 from amrs.config.stages import DpoConfig
 from amrs.guidance import boltzmann
 from amrs.lineup import Parts, guided
+from amrs.losses import DPO_LOSSES
 from amrs.runs import plan
 from amrs.stages.dpo import HORIZON, DirectPreference, Divergence, falling_chosen, label_temperature
 from amrs.stages.prepare import open_data
@@ -70,7 +71,7 @@ class Line(DirectPreference):
 
     def _found(self) -> dict[str, torch.Tensor]:
         loss = torch.tensor(-self.model.weight.item())
-        return {"loss": loss, "chosen": loss.abs(), "rejected": loss, "accuracy": loss}
+        return {"loss": loss, "chosen": loss.abs(), "rejected": loss, "accuracy": loss, "copycat": 0 * loss}
 
     def log_dict(self, *_: Any, **__: Any) -> None:
         pass
@@ -109,3 +110,25 @@ def test_a_policy_that_does_not_improve_stops_and_the_best_is_kept() -> None:
     for w in (0.15, 0.1, 0.05):
         line.check(w)
     assert line.stopped.should_stop and line.saved == pytest.approx([0.0, 0.15])
+
+
+def test_what_is_worse_than_copycat_does_not_take_its_place() -> None:
+    line = Line(kl_budget=0.04, patience=2)
+    line.check(-0.1)  # its loss is .1, Copycat's 0
+    assert line.saved == [0.0] and not line.stopped.should_stop
+    line.check(-0.05)
+    line.on_train_end()
+    assert line.saved == [0.0] and line.stopped.should_stop
+
+
+@pytest.mark.parametrize("loss", list(DPO_LOSSES))
+def test_copycats_loss_is_that_of_a_policy_equal_to_it(loss: str) -> None:
+    line = Line(loss=loss)
+    chosen_B, others_BJ = torch.tensor([-2.0, -3.0]), torch.tensor([[4, 5], [6, -1]])
+    found = torch.tensor([[-1.0, -4.0], [-2.5, 0.0]])
+    batch: Any = SimpleNamespace(
+        ref_chosen_B=chosen_B, ref_rejected_B=chosen_B - 1, others_BJ=others_BJ, ref_others_BJ=found,
+        du_B=torch.tensor([0.5, 2.0]),
+    )  # fmt: skip
+    line.log_probs = lambda _: (chosen_B, chosen_B - 1, found)  # type: ignore[method-assign]
+    assert line._copycat_losses(batch).tolist() == pytest.approx(line._losses(batch)[0].tolist())

@@ -22,10 +22,11 @@ def good() -> list[Row]:
         for signal in ("utility", "valence") for group in ("all", "cohort:clinical")
     ]  # fmt: skip
     rows += [row("harm", 0.02, 0.0, 0.08, signal="valence", group=g) for g in ("all", "cohort:clinical")]
-    rows += [row(m, v, v, v, section="fidelity", subject="world_model", signal="valence")
+    rows += [row(m, v, v, v, subject="world_model", signal="valence")
              for m, v in (("uplift_slope", 0.7), ("coverage_80", 0.84))]  # fmt: skip
     log = {"subject": "world_model", "signal": "valence"}
     rows += [row("uplift_slope", 0.6, 0.1, 1.0, group="propensities:logged", **log)]
+    rows += [row("late_slope", 0.1, -0.3, 0.5, **log)]
     for metric, value in (("effective_tracks", 95.0), ("catalogue_coverage", 0.48), ("entropy", 0.8)):
         rows += [row(metric, value, value, value), row(metric, value, value, value, subject="copycat")]
     return [*rows, row("kl", 0.05, 0.04, 0.06), row("violations", 0.0, 0.0, 0.0)]
@@ -57,6 +58,7 @@ def test_a_policy_that_keeps_every_threshold_passes() -> None:
         (changed("harm", "cohort:clinical", high=0.3), "harm_cohort"),
         (changed("uplift_slope", low=0.0), "uplift_slope"),
         (changed("uplift_slope", "propensities:logged", low=0.0), "weighted_slope"),
+        (changed("late_slope", high=-0.01), "late_slope"),
         (changed("coverage_80", value=0.65), "calibration"),
         (changed("effective_tracks", value=80.0), "effective_tracks"),
         (changed("catalogue_coverage", value=0.4), "coverage"),

@@ -4,34 +4,50 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from amrs.config import load
+from amrs.platform import draw_platform
 from amrs.report import Report, Row
 from amrs.runs import Run, plan
 from amrs.studies import gate
-from amrs.studies.gate import EFFECTS, TRAPS, parts, rows, worlds
+from amrs.studies.gate import EFFECTS, PLAIN, TRAPS, parts, rows, worlds
 
 
 def test_sixty_worlds_are_null_or_traps_by_default() -> None:
     config = load(["stage=evaluate", "evaluate.study=gate"])
     kinds = [world.kind for world in worlds(config)]
-    assert sum(kind in TRAPS for kind in kinds) == 60 and len(kinds) == 15 * (len(TRAPS) + len(EFFECTS))
-    assert set(kinds[: len(TRAPS) + len(EFFECTS)]) == {*TRAPS, *EFFECTS}, "kinds take turns"
+    assert sum(kind in TRAPS for kind in kinds) == 60 and kinds.count(PLAIN) == 15
+    assert {kind: kinds.count(kind) for kind in EFFECTS if kind != PLAIN} == {
+        "effect=1": 5, "effect=2,users=600": 5,
+    }  # fmt: skip
+    assert set(kinds[: len(TRAPS) + 1]) == {*TRAPS, PLAIN}, "kinds take turns"
 
 
 def test_no_trap_lets_a_track_do_what_the_log_says_for_good() -> None:
     made = parts(load(["stage=evaluate", "evaluate.study=gate", "evaluate.gate_worlds=2"]))
     platform = {name: config.data.platform for name, config in made.items()}
     assert platform["no_track_effect_0"].strength == 0 and platform["confounded_1"].strength == 0
-    assert platform["confounded_1"].variant == "confounded" and platform["drift_0"].drift_correlation == 0
+    assert platform["confounded_1"].variant == "confounded" and platform["late_harm_0"].variant == "late_harm"
     assert platform["effect=2_0"].strength == 2 * platform["effect=1_0"].strength > 0
-    assert len({(p.seed, made[n].data.split.seed) for n, p in platform.items()}) == 2
+    assert len({(p.seed, made[n].data.split.seed) for n, p in platform.items()}) == 5
 
 
-def test_every_world_is_a_stress_of_its_own_in_the_plan() -> None:
-    runs = plan(load(["stage=evaluate", "evaluate.study=gate", "evaluate.gate_worlds=1"]))
+def test_a_log_before_drift_is_the_log_without_drift() -> None:
+    """So a drift world has the verdict of the world with an effect, and is no run of its own."""
+    settings = parts(load(["stage=evaluate", "evaluate.study=gate"]))["drift_0"].data.platform
+    small = replace(settings, users=30)
+    before, after = (draw_platform(replace(small, variant=variant)) for variant in (None, "drift"))
+    assert before[1].equals(after[1])
+    assert not torch.equal(before[0].catalogue.affect_after_K2, after[0].catalogue.affect_after_K2)
+
+
+def test_every_log_is_a_stress_of_its_own_in_the_plan() -> None:
+    few = ["evaluate.gate_worlds=1", "evaluate.gate_effects=1"]
+    runs = plan(load(["stage=evaluate", "evaluate.study=gate", *few]))
     stress = [run for run in runs if run.stage == "stress"]
-    assert len(stress) == len({run.fingerprint for run in stress}) == len(TRAPS) + len(EFFECTS)
+    assert len({run.fingerprint for run in stress}) == len(TRAPS) + len(EFFECTS) - 1
+    assert runs[-1].parents["drift_0"].fingerprint == runs[-1].parents["effect=2_0"].fingerprint
     assert set(runs[-1].parents) == {world.name for world in worlds(runs[-1].config)}
 
 

@@ -97,6 +97,31 @@ def test_a_cached_rollout_equals_reading_its_whole_history_anew(data: SessionDat
         torch.testing.assert_close(mind.h_BD, slow, atol=5e-5, rtol=1e-4, msg=f"step {step}")
 
 
+@torch.inference_mode()
+def test_a_session_that_is_simulated_often_is_read_once_and_goes_on_in_many_ways(
+    data: SessionDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member, row_B = world_model(data).ensemble[0], rows(data)[[2, 0, 2, 1, 2]]
+    reader = HistoryReader(member.encoder, data, HORIZON)
+    step_B = torch.tensor([0, 1, 0, 0, 1])
+    alone = [reader.start(row_B[b : b + 1], step_B[b : b + 1]) for b in range(5)]
+    read = []
+    prefix = data.prefix
+    monkeypatch.setattr(data, "prefix", lambda row, *a, **k: read.append(len(row)) or prefix(row, *a, **k))
+    together = reader.start(row_B, step_B)
+    assert read == [4], "sessions 0, 1 and 2, the last of them at two steps"
+    track_B, feedback = (
+        torch.arange(5),
+        Feedback(torch.rand(5), torch.full((5,), torch.nan), torch.zeros(5).bool()),
+    )
+    for b, one in enumerate(alone):
+        torch.testing.assert_close(together.h_BD[b], one.h_BD[0], atol=5e-5, rtol=1e-4)
+    after = reader.append(together, track_B, feedback)
+    for b, one in enumerate(alone):
+        own = reader.append(one, track_B[b : b + 1], Feedback(*(x[b : b + 1] for x in feedback)))
+        torch.testing.assert_close(after.h_BD[b], own.h_BD[0], atol=5e-5, rtol=1e-4)
+
+
 def _longer(data, batch, row_B, track_B, feedback):  # type: ignore[no-untyped-def]
     """The batch with one more play token behind each listener's last."""
     at_B = batch.valid_BL.sum(1)

@@ -161,6 +161,9 @@ class GateConfig:
     weighted_slope: float = 0.0
     """The lower bound of valence's uplift slope on plays weighted by logged propensities must be above this;
     not asked where the log has none."""
+    late_slope: float = 0.0
+    """The upper bound of the slope of reports before sessions on what earlier sessions gave must not be below
+    this; not asked where the log has no such reports."""
     calibration: float = 0.1
     """Most distance of the coverage of 80 % intervals from .8, in [0, 1]."""
     effective_tracks: float = 0.9

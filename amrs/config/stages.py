@@ -263,7 +263,9 @@ class EvaluateConfig:
     tolerance: float = 0.15
     """Error in scale points that a trusted horizon allows (90 % upper bound), above 0; for study rollouts."""
     gate_worlds: int = 15
-    """Small worlds of each kind in evaluate.study=gate (four traps, three with an effect), 1 or more."""
+    """gate: small worlds of each of the four traps, and of the effect that drifts in one; 1 or more."""
+    gate_effects: int = 5
+    """gate: small worlds of each other effect, 0 or more."""
     policies: list[PolicyName] = field(default_factory=lambda: list(get_args(PolicyName)))
     """Policies to compare; Copycat always is, production only where there is a platform."""
     dpo: list[str] = field(default_factory=list)
@@ -294,6 +296,7 @@ class EvaluateConfig:
         check(all(n >= 20 for n in self.curve), "evaluate.curve", self.curve, "each 20 or more")
         for key in ("splits", "repeats", "sessions", "worlds", "gate_worlds"):
             check(getattr(self, key) >= 1, f"evaluate.{key}", getattr(self, key), "1 or more")
+        check(self.gate_effects >= 0, "evaluate.gate_effects", self.gate_effects, "0 or more")
         check(
             self.horizon is None or self.horizon >= 1, "evaluate.horizon", self.horizon, "1 or more, or null"
         )

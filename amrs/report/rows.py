@@ -32,8 +32,8 @@ SIGNALS = (
 )  # fmt: skip
 METRICS = (
     "r2", "mae", "auroc", "ece", "crps", "coverage_50", "coverage_80", "coverage_95", "partial_r2",
-    "uplift_slope", "effect_slope", "effect_correlation", "mean", "gain", "gain_sd", "relative_gain",
-    "gain_over_production", "kl", "harm", "breaking_point", "catalogue_coverage", "entropy",
+    "uplift_slope", "late_slope", "effect_slope", "effect_correlation", "mean", "gain", "gain_sd",
+    "relative_gain", "gain_over_production", "kl", "harm", "breaking_point", "catalogue_coverage", "entropy",
     "effective_tracks", "intra_list", "gini", "artist_entropy", "novelty", "repeat_rate",
     "between_listeners", "pit_ks", "pit_share", "reliability_predicted", "reliability_observed",
     "violations", "worst_violation", "verdict", "ess", "withheld", "gain_coverage_95", "kendall_tau",

@@ -107,7 +107,7 @@ class DirectPreference(ShardedModule):
         self.save_hyperparameters({"model": asdict(config.model), "dpo": {**asdict(config.dpo), "tau": tau}})
         self.model, self.rules, self.data, self.kl, self.config = model, rules, data, kl, config
         self.tau = tau
-        self.validation = RatioOfSums(["loss", "chosen", "rejected", "accuracy"])
+        self.validation = RatioOfSums(["loss", "chosen", "rejected", "accuracy", "copycat"])
         self.best, self.worse, self.over = float("inf"), 0, 0
         self.ahead, self.warned = False, False
 
@@ -150,11 +150,20 @@ class DirectPreference(ShardedModule):
         self.log_dict(values, batch_size=len(loss_B), sync_dist=True)
         return loss
 
+    def _copycat_losses(self, batch: PairBatch) -> Tensor:
+        """What the loss of these pairs is where the policy is Copycat: every log-ratio is 0."""
+        section, none_B = self.config.dpo, torch.zeros_like(batch.ref_chosen_B)
+        rejected = none_B
+        if section.loss == "s_dpo":
+            others_BJ = torch.zeros_like(batch.ref_others_BJ).masked_fill(batch.others_BJ < 0, -torch.inf)
+            rejected = torch.cat([none_B[:, None], others_BJ], 1)
+        return DPO_LOSSES[section.loss](none_B, rejected, batch.du_B, section.beta, self.tau)[0]
+
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Sums and counts."""
         loss_B, margin_B, ratio_B, other_B = self._losses(batch)
-        sums = torch.stack([x.sum() for x in (loss_B, ratio_B, other_B, (margin_B > 0).float())])
-        self.validation.update(sums, torch.full((4,), len(loss_B)))
+        columns = (loss_B, ratio_B, other_B, (margin_B > 0).float(), self._copycat_losses(batch))
+        self.validation.update(torch.stack([x.sum() for x in columns]), torch.full((5,), len(loss_B)))
 
     def on_validation_epoch_end(self) -> None:
         """val/loss, log-ratios apart, the exact KL; then keep, or stop at the budget."""
@@ -171,6 +180,7 @@ class DirectPreference(ShardedModule):
         if advice is not None and not self.warned:
             self.warned = True
             rank_zero_warn(advice)
+        self.best = min(self.best, float(found["copycat"]))
         within = kl.within(self.config.dpo)
         self.over = 0 if within else self.over + 1
         self.ahead = not within and loss < self.best
@@ -197,7 +207,7 @@ class DirectPreference(ShardedModule):
         return self.kl(policy)
 
     def on_fit_start(self) -> None:
-        """Copycat itself is the first policy within the budget."""
+        """Copycat itself is the first policy within the budget: what replaces it has a lower loss."""
         if not hasattr(self, "kept"):
             self._keep()
 

@@ -11,13 +11,12 @@ import torch
 from amrs import metrics
 from amrs.listeners import ImaginedListeners
 from amrs.metrics import DIVERSITY
-from amrs.outcomes import Sessions, choose_sessions, groups, lists_of
-from amrs.policies import NeuralPolicy
+from amrs.outcomes import Sessions, groups, lists_of
 from amrs.report import Row
 from amrs.rollout import Environment, Rollouts
 from amrs.stress import adversary, counterfactual, perturbed, properties
-from amrs.stress.confounding import logged_effects, weighted_slope
 from amrs.stress.dynamics import Forecasting
+from amrs.stress.evidence import evidence_rows
 from amrs.stress.harm import harm
 from amrs.stress.simulation import START, simulate, simulations
 from amrs.stress.trial import Trial
@@ -42,7 +41,7 @@ def stress_rows(trial: Trial) -> tuple[list[Row], list[dict[str, object]]]:
     rows += _variety(trial, found, lucky) + _drift(trial, judge)
     rows += perturbed.path_rows(trial, found) + perturbed.world_rows(trial, found, PAIRED)
     rows += perturbed.member_rows(trial, found, lucky) + perturbed.half_rows(trial, found)
-    rows += perturbed.confounding_rows(trial, rows) + _weighted_slopes(trial)
+    rows += perturbed.confounding_rows(trial, rows) + evidence_rows(trial)
     rows += _histories(trial)
     worst, cases = _adversary(trial, found, listeners)
     if trial.platform is not None:
@@ -98,27 +97,6 @@ def _drift(trial: Trial, judge: Environment) -> list[Row]:
         sums = metrics.user_sums(sums_B2, user_B)
         estimate = metrics.user_bootstrap(sums, metrics.mean_of, len(user_B), draws, seed)
         rows.append(Row("stress", name, "all", "kl", "mean", "all", *estimate, "nats per track"))
-    return rows
-
-
-def _weighted_slopes(trial: Trial) -> list[Row]:
-    """The judge's uplift slope on logged plays weighted by logged propensities: one for all policies."""
-    data, config = trial.data, trial.config
-    every = choose_sessions(data, len(data.part_S), 1, config.seed, trial.part)
-    row_S = every.row_B[data.flat.length_S[every.row_B] <= config.model.history // 2]
-    if not len(row_S):
-        return []
-    copycat = trial.policies["copycat"]
-    assert isinstance(copycat, NeuralPolicy)
-    longest = int(data.flat.length_S[row_S].max())  # logged sessions may be longer than simulated ones
-    reader, rows = NeuralPolicy(copycat.model, data, longest), []
-    for signal, logged in logged_effects(
-        trial.judge, reader, data, row_S, trial.carry, config.seed
-    ).items():  # fmt: skip
-        slope = weighted_slope(logged, config.evaluate.bootstrap, config.seed)
-        if slope is not None:
-            rows.append(Row("stress", "world_model", signal, "uplift_slope", "mean", "propensities:logged",
-                            *slope, "surprise per predicted"))  # fmt: skip
     return rows
 
 

@@ -15,6 +15,7 @@ from amrs.config.stages import (
     BcConfig,
     DpoConfig,
     EvaluateConfig,
+    OffPolicyConfig,
     PreferencesConfig,
     StressConfig,
     WorldModelConfig,
@@ -23,23 +24,31 @@ from amrs.report import Report, Row, load
 from amrs.runs import Run, RunError
 from amrs.stress.harm import lower_bound, upper_bound
 
-USERS, TRACKS, ARTISTS = 400, 500, 60
-"""Size of a world; of the users a tenth are tested."""
+USERS, TRACKS, ARTISTS = 300, 500, 60
+"""Size of a world."""
+TESTED = 0.2
+"""Share of its users who are tested: with a tenth, the bound on harm among their clinical third would be too
+high in every other world, whatever the policy does."""
 TRAPS: dict[str, dict[str, Any]] = {
     "no_track_effect": {"variant": "no_track_effect"},
     "confounded": {"variant": "confounded", "effect": 0.0},
-    "drift": {"variant": "drift"},
-    "late_harm": {"variant": "late_harm"},
+    "drift": {"effect": 2.0},
+    "late_harm": {"variant": "late_harm", "effect": 2.0},
 }
 """Worlds in which no policy may pass, by the platform's settings. confounded: tracks do nothing, and a hidden
 cause makes it look as if they did; drift: what tracks do after the logs has nothing to do with before;
-late_harm: the gain is paid for in later sessions."""
+late_harm: the gain is paid for in later sessions.
+
+The platform's drift leaves the log as it was, and a verdict reads nothing else: every drift world has the
+verdict of the world with an effect that drifts, so the two share their runs."""
+UNSEEN, PLAIN = "drift", "effect=2"
+"""The trap of which no log holds a trace, and the effect that drifts."""
 EFFECTS: dict[str, dict[str, Any]] = {
+    PLAIN: TRAPS[UNSEEN],
     "effect=1": {"effect": 1.0},
-    "effect=2": {"effect": 2.0},
-    "effect=2,users=800": {"effect": 2.0, "users": 2 * USERS},
+    "effect=2,users=600": {"effect": 2.0, "users": 2 * USERS},
 }
-"""Worlds in which the promised gain is there."""
+"""Worlds in which the promised gain is there; the platform's own effect is 1."""
 
 
 class World(NamedTuple):
@@ -55,8 +64,10 @@ class World(NamedTuple):
 
 
 def worlds(config: Config) -> list[World]:
-    """Kinds take turns, so that a study that is stopped has seen all of them."""
-    return [World(kind, k) for k in range(config.evaluate.gate_worlds) for kind in (*TRAPS, *EFFECTS)]
+    """Traps and the effect that drifts take turns, then the other effects: what stops has seen most."""
+    section, others = config.evaluate, [kind for kind in EFFECTS if kind != PLAIN]
+    first = [World(kind, k) for k in range(section.gate_worlds) for kind in (*TRAPS, PLAIN)]
+    return first + [World(kind, k) for k in range(section.gate_effects) for kind in others]
 
 
 def parts(config: Config) -> dict[str, Config]:
@@ -74,16 +85,19 @@ def _small(config: Config, world: World) -> Config:
     settings = size | (TRAPS | EFFECTS)[world.kind] | {"seed": 1000 + world.number}
     data = replace(
         config.data, platform=replace(config.data.platform, **settings),
-        split=replace(config.data.split, seed=world.number),
+        split=replace(config.data.split, seed=world.number, test=TESTED),
     )  # fmt: skip
     return replace(
         config, stage="stress", seed=world.number, data=data, parents=ParentsConfig(),
         model=ModelConfig(width=32, layers=1, heads=2, history=64),
-        world_model=WorldModelConfig(members=1, max_steps=200), bc=BcConfig(max_steps=150),
-        preferences=PreferencesConfig(min_pairs=20), dpo=DpoConfig(max_steps=100, kl_sessions=16),
-        evaluate=EvaluateConfig(sessions=80, policies=["dpo"]),
+        world_model=WorldModelConfig(members=1, max_steps=40), bc=BcConfig(max_steps=100),
+        preferences=PreferencesConfig(min_pairs=20, histories=2000),
+        dpo=DpoConfig(max_steps=60, kl_sessions=16),
+        evaluate=EvaluateConfig(
+            chapters=["policies"], sessions=60, policies=["dpo"], off_policy=OffPolicyConfig(policies=[])
+        ),
         stress=StressConfig(
-            policies=["dpo"], sessions=80, perturbed=1, histories=4, candidates=1, variants=1
+            policies=["dpo"], sessions=60, perturbed=1, histories=4, candidates=1, variants=1
         ),
     )  # fmt: skip
 
@@ -96,6 +110,7 @@ def rows(run: Run) -> list[Row]:
         if verdict is not None:
             passed.setdefault(world.kind, []).append(verdict.value == 1)
     passed["all_traps"] = [each for kind in TRAPS for each in passed.get(kind, [])]
+    passed["traps_in_the_log"] = [each for kind in TRAPS if kind != UNSEEN for each in passed.get(kind, [])]
     passed["all_effects"] = [each for kind in EFFECTS for each in passed.get(kind, [])]
     return [_rate(kind, each) for kind, each in passed.items() if each]
 
@@ -115,7 +130,7 @@ def notes(run: Run) -> list[str]:
         if verdict is None or world.kind not in TRAPS:
             continue
         if verdict.value == 1:
-            found.append(f"The trap {world.name} passed: {_promise(report)}.")
+            found.append(f"The trap {world.name} passed: {_promise(report, world.kind)}.")
         for row in report.rows:
             mine = (row.section, row.subject) == ("gate", "dpo") and row.metric != "verdict"
             if mine and row.value < 0:
@@ -124,10 +139,12 @@ def notes(run: Run) -> list[str]:
     return [*found, f"Thresholds that trap worlds failed, and how often: {by or 'none'}."]
 
 
-def _promise(report: Report) -> str:
+def _promise(report: Report, kind: str) -> str:
     gains = {
         section: report.one(section=section, subject="dpo", signal="valence", metric="gain")
         for section in ("stress", "realised")
     }
     said = {name: "unknown" if row is None else f"{row.value:+.4f}" for name, row in gains.items()}
+    if kind == UNSEEN:
+        return f"the judge promised {said['stress']} in valence; what drifts afterwards is not in any log"
     return f"the judge promised {said['stress']} in valence, {said['realised']} came true in that session"
