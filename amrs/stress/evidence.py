@@ -39,7 +39,7 @@ def held_out_rows(trial: Trial) -> list[Row]:
         slope = uplift_slope(
             label.value, found.mean_N, predict_usual(judge, data, label.row)[signal], label.user
         )
-        pit_N = pits(Judged(label.value, found.cdf_NG, label.user), GRID_G, seed)
+        pit_N = pits(Judged(label.value.astype(np.float64), found.cdf_NG, label.user), GRID_G, seed)
         inside_N = (np.abs(pit_N - 0.5) <= _INSIDE / 2).astype(np.float64)
         inside = metrics.mean_interval(inside_N, label.user, draws, seed)
         rows += [
