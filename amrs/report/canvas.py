@@ -33,7 +33,8 @@ _SETTINGS: Any = {
 DASHED: Any = {
     "color": PLACEHOLDERS["muted"], "linewidth": 0.8, "linestyle": (0, (4, 3)), "zorder": 1,
 }  # fmt: skip
-
+LEGEND: Any = {"frameon": False, "fontsize": 8, "labelcolor": PLACEHOLDERS["ink"]}
+"""A legend takes its colour when it is made, after the figure's settings have gone."""
 _LEADER: Any = {
     "arrowstyle": "-", "color": PLACEHOLDERS["muted"], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2,
 }  # fmt: skip

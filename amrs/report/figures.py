@@ -5,6 +5,7 @@ from typing import Any
 
 from amrs.report.canvas import (
     DASHED,
+    LEGEND,
     PLACEHOLDERS,
     STYLE,
     Panel,
@@ -26,9 +27,8 @@ _PATHS = {"copycat": ("other", "o"), "dpo": ("judge", "D")}
 """Colour and marker of each policy of an example."""
 _BEFORE_AFTER = {"world_model": ("model", "o"), "recalibrated": ("other", "^")}
 """Colour and marker of the world model and of it recalibrated."""
-_SOURCES = {"log": ("other", "o", "the log's own tracks, against the log"),
-            "random": ("model", "D", "random tracks, against the truth")}  # fmt: skip
-"""Colour, marker and words of what replays are held against."""
+_SOURCES = {"log": ("other", "o"), "random": ("model", "D")}
+"""Colour and marker of what replays are held against: the log, or the truth of random tracks."""
 
 
 def fidelity_panels(report: Report) -> list[Panel]:
@@ -73,7 +73,7 @@ def example_panels(examples: Sequence[Mapping[str, Any]]) -> list[Panel]:
         axes.grid(axis="y")
         axes.set_xlabel("Expected valence (0 to 1)")
         axes.set_ylabel("Expected arousal (0 to 1)")
-        axes.legend(frameon=False, fontsize=8, markerscale=0.6)
+        axes.legend(**LEGEND, markerscale=0.6)
         panels.append(drawn(f"A session in mode {mode}", figure, "; ".join(told) + "."))
     return panels
 
@@ -101,7 +101,7 @@ def reliability_panels(report: Report) -> list[Panel]:
         axes.axis(shown_part)  # the diagonal's own point at 0 would widen it
         axes.set_xlabel("predicted probability")
         axes.set_ylabel("observed share")
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(**LEGEND)
         shown = [row for key, row in up.items() if key[0] == "world_model"]
         words = "; ".join(
             f"{label(key[0])} predicted {across[key].value:.2f}, observed {cell(row)}"
@@ -123,21 +123,20 @@ def horizon_panels(report: Report) -> list[Panel]:
         figure, axes = canvas(2.6)
         axes.set_xscale("log", base=2)
         places = {row.group: int(row.group.rpartition(":")[2]) for row in rows}
-        for source, (colour, marker, words) in _SOURCES.items():
+        for source, (colour, marker) in _SOURCES.items():
             mine = [row for row in rows if row.group.startswith(f"horizon:{source}:")]
             for row in mine:
                 standing(axes, row, places[row.group], colour, marker)
             if mine:
                 axes.plot([places[row.group] for row in mine], [row.value for row in mine], marker,
-                          linestyle="-", color=PLACEHOLDERS[colour], linewidth=0.8, markersize=4.5,
-                          label=words)  # fmt: skip
+                          linestyle="-", color=PLACEHOLDERS[colour], linewidth=0.8,
+                          markersize=4.5)  # fmt: skip
         ticks = sorted(set(places.values()))
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.set_xticks([], minor=True)
         axes.set_ylim(bottom=0.0)
         axes.set_xlabel("tracks ahead")
         axes.set_ylabel("error (scale points)")
-        axes.legend(frameon=False, fontsize=8)
         title = f"{label(signal)}, {counts(rows)}"
         panels.append(panel(title, figure, f"Error of {signal} by tracks ahead", rows, by="group"))
     return panels

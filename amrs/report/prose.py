@@ -39,8 +39,9 @@ PIT = (
     " to one side biased. Circles: the world model; triangles: recalibrated."
 )
 HORIZON = (
-    "Sessions of held-out users replayed with sampled feedback, beside what the log or the platform's truth"
-    " says. Against the log the error holds the noise of reports, too, so it does not fall to 0."
+    "Sessions of held-out users replayed with sampled feedback. Circles: the log's own tracks, beside what "
+    "the log says; that error holds the noise of reports, too, so it does not fall to 0. Diamonds: random "
+    "tracks, beside the platform's truth."
 )
 NO_HORIZON = (
     " How many tracks ahead it may be followed was not measured for this page: evaluate.studies=[rollouts] "

@@ -1,7 +1,7 @@
 """Names, numbers and conclusions in words, and the short table for a terminal."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from amrs.report.rows import GROUPS, MODELS, POLICIES, Report, Row
@@ -49,7 +49,10 @@ GAIN_SECTIONS = ("realised", "predicted", "predicted_labeller")
 MAIN_FIT = (("valence", "r2"), ("arousal", "r2"), ("engagement", "r2"), ("rating", "auroc"))
 """The figure by which each signal's predictions are first judged."""
 _SIGNED = {"gain", "gain_sd", "gain_over_production"}
-_DECIMALS = {"effective_tracks": 0, "ess": 0, "novelty": 2, "gain": 4, "gain_over_production": 4}
+_DECIMALS = {
+    **dict.fromkeys(("effective_tracks", "trusted_horizon", "too_few_users", "ess"), 0),
+    "novelty": 2, "gain": 4, "gain_over_production": 4,
+}  # fmt: skip
 
 
 class Finding(NamedTuple):
@@ -63,6 +66,10 @@ class Finding(NamedTuple):
 def label(name: str) -> str:
     """A subject, section, metric or group in words: `dpo:credited` becomes "DPO (credited)"."""
     head, _, rest = name.partition(":")
+    if head == "horizon":
+        source, _, tracks = rest.partition(":")
+        words = {"log": "The log's tracks", "random": "Random tracks"}.get(source, source.capitalize())
+        return f"{words}, {tracks} ahead" if tracks else words
     if head in GROUPS:
         return f"{head.capitalize()}: {rest}"
     if head == "ablation":
@@ -133,7 +140,8 @@ def gain_findings(report: Report, subject: str = "dpo") -> list[Finding]:
             lines[-1] += f" ({counts(known)})"
             spread = report.one(section=known[0].section, subject=subject, signal=signal, metric="gain_sd")
             if spread is not None:
-                lines.append(f"{number(spread.value, 'gain_sd')} of the spread of one person's reports")
+                lines.append(f"{label(known[0].section)}, in standard deviations of one person's reports: "
+                             f"{number(spread.value, 'gain_sd')}")  # fmt: skip
             found.append(Finding(label(signal), direction(known[0]), "\n".join(lines)))
     return found
 
@@ -222,8 +230,16 @@ def _trusted(report: Report, signal: str) -> str:
         words: report.one(signal=signal, metric="trusted_horizon", group=f"horizon:{source}")
         for source, words in sources.items()
     }
-    told = [f"{row.value:.0f} {words}" for words, row in rows.items() if row is not None]
-    return f"\nTracks ahead that it may be followed: {'; '.join(told)}" if told else ""
+    tried = [row.group for row in report.rows if row.signal == signal and row.metric == "rollout_error"]
+    last = max((int(group.rpartition(":")[2]) for group in tried), default=0)
+    told = [
+        f"{f'all {last}' if row.value == last else f'{row.value:.0f}'} {words}"
+        for words, row in rows.items() if row is not None
+    ]  # fmt: skip
+    config = report.provenance.get("config")
+    tolerance = config["evaluate"]["tolerance"] if isinstance(config, Mapping) and "evaluate" in config else 0
+    within = f" with an error below {tolerance:g}" if tolerance else ""
+    return f"\nTracks ahead that it may be followed{within}: {'; '.join(told)}" if told else ""
 
 
 def diversity_findings(report: Report) -> list[Finding]:

@@ -57,6 +57,8 @@ SHOWN = (1, 2, 4, 8, 16, 24, 32)
 """Horizons with rows; each stands for the plays beyond the one before it."""
 LUCK, REPLAYED = 780, 200
 """Purpose of the draw that resamples sessions; sessions replayed."""
+LEAST = 10
+"""Plays without which an error has no row: of two reports an interval says nothing."""
 
 
 class Error(NamedTuple):
@@ -163,7 +165,7 @@ def _error_rows(
     for metric, (value_BH, statistic) in columns.items():
         for h, value, user in binned(value_BH.where(labelled_BH, torch.nan), user_B):
             known = ~np.isnan(value)
-            if known.any():
+            if known.sum() >= LEAST:
                 sums = metrics.user_sums(np.stack([value[known], np.ones(known.sum())], 1), user[known])
                 estimate = metrics.user_bootstrap(sums, statistic, int(known.sum()), draws, seed)
                 found.append(_row(signal, metric, f"horizon:{source}:{h}", estimate, "scale points"))
