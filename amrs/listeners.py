@@ -1,9 +1,10 @@
 """The world model as an environment: listeners that are imagined.
 
-Shape suffixes: B rollouts, G rollouts of one member, D width, F session features.
+Shape suffixes: B rollouts, G rollouts of one member, D width, F session features as the encoder reads them,
+V what is known of a step, T steps.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class Mind:
     """What the history says about the next play."""
     cache: Cache
     static_BF: Tensor
+    """`HistoryEncoder.standardised`."""
     mode_B: Tensor
 
 
@@ -38,8 +40,8 @@ def repeated(mind: Mind, index_B: Tensor) -> Mind:
     def again(x: Tensor) -> Tensor:
         return x.index_select(0, index_B.to(x.device))
 
-    keys, values = [again(x) for x in old.keys], [again(x) for x in old.values]
-    cache = Cache(keys, values, again(old.length_B), again(old.total_BZ), again(old.session_BY))
+    slots = [x.expand(2, count, *x.shape[2:]).contiguous() for x in old.slots]
+    cache = Cache(slots, again(old.length_B), again(old.total_BZ), again(old.session_BY))
     return Mind(again(mind.h_BD), cache, again(mind.static_BF), again(mind.mode_B))
 
 
@@ -78,7 +80,7 @@ class HistoryReader:
         device = self.encoder.static_mean.device
         batch = self.data.prefix(row_B, step_B, length=self.encoder.config.history - self.horizon)
         h_BD, cache = self.encoder.prefill(Batch(*(x.to(device) for x in batch)), self.horizon)
-        static_BF = self.data.flat.static_SF[row_B].to(device)
+        static_BF = self.encoder.standardised(self.data.flat.static_SF[row_B].to(device))
         return Mind(h_BD, cache, static_BF, self.data.flat.mode_S[row_B])
 
     def append(self, mind: Mind, track_B: Tensor, feedback: Feedback) -> Mind:
@@ -105,6 +107,7 @@ class _Group:
     reader: HistoryReader
     index_G: Tensor
     key_G: Tensor
+    luck_GT4: Tensor
     mind: Mind
 
 
@@ -130,7 +133,9 @@ class ImaginedListeners:
             index_G = torch.nonzero(member_B == m)[:, 0]
             if len(index_G):
                 mind = reader.start(row_B[index_G], step_B[index_G])
-                groups.append(_Group(member, reader, index_G, key_B[index_G], mind))
+                key_G = key_B[index_G]
+                luck_GT4 = luck(key_G[:, None], torch.arange(reader.horizon))
+                groups.append(_Group(member, reader, index_G, key_G, luck_GT4, mind))
         return groups
 
     @torch.inference_mode()
@@ -150,31 +155,32 @@ class ImaginedListeners:
         self, state: list[_Group], track_B: Tensor, t: int
     ) -> tuple[list[_Group], Feedback, dict[str, Tensor]]:
         """Sampled feedback is fed back: mean feedback would hide variance."""
-        empty_B = torch.empty(len(track_B))
-        feedback = Feedback(empty_B.clone(), empty_B.clone(), empty_B.bool())
-        expected: dict[str, Tensor] = {}
+        names = list(self.members[0].kinds)
+        value_BV = torch.empty(len(track_B), len(Feedback._fields) + len(names))
         groups = []
         for group in state:
-            track_G, index_G = track_B[group.index_G], group.index_G
+            track_G = track_B.index_select(0, group.index_G)
             params = group.member.answer(group.mind.h_BD, group.member.candidates(track_G))
-            sampled = sample_feedback(group.member, params, group.key_G, t)
-            for whole, part in zip(feedback, sampled, strict=True):
-                whole[index_G] = part
-            for name, mean_G in group.member.means(params).items():
-                whole = expected.setdefault(name, torch.empty(len(track_B)))
-                whole[index_G] = mean_G
-            mind = group.reader.append(group.mind, track_G, sampled)
-            groups.append(_Group(group.member, group.reader, index_G, group.key_G, mind))
-        return groups, feedback, expected
+            feedback = sample_feedback(group.member, params, group.luck_GT4[:, t])
+            mean = group.member.means(params)
+            value_GV = torch.stack([*feedback, *(mean[name] for name in names)], 1)
+            value_BV.index_copy_(0, group.index_G, value_GV)
+            groups.append(replace(group, mind=group.reader.append(group.mind, track_G, feedback)))
+        engagement_B, rating_B, left_B, *expected = value_BV.unbind(1)
+        return groups, Feedback(engagement_B, rating_B, left_B > 0), dict(zip(names, expected, strict=True))
 
 
-def sample_feedback(member: WorldModelMember, params: dict[str, Tensor], key_G: Tensor, t: int) -> Feedback:
-    """Feedback drawn from a member's answer, by the rollouts' keys."""
-    u_G4 = uniform(key_G[:, None], t, torch.tensor(_DRAWN))
+def luck(key_G: Tensor, t: int | Tensor) -> Tensor:
+    """What decides the feedback at step `t` (broadcast to the keys), uniform in (0, 1), (..., 4)."""
+    return uniform(key_G[..., None], torch.as_tensor(t)[..., None], torch.tensor(_DRAWN))
+
+
+def sample_feedback(member: WorldModelMember, params: dict[str, Tensor], u_G4: Tensor) -> Feedback:
+    """Feedback drawn from a member's answer, by the rollouts' `luck`."""
 
     def draw(name: str, purpose: int) -> Tensor:
         if name not in params:
-            return torch.full(key_G.shape, torch.nan)
+            return torch.full(u_G4.shape[:1], torch.nan)
         return member.kinds[name].sample(params[name], u_G4[:, _DRAWN.index(purpose)])
 
     rated_G = draw("rated", RATED) > 0.5

@@ -17,7 +17,7 @@ from amrs.utility import Utility
 
 _CERTAIN = 1e6
 """Logits per unit of utility that make a softmax an argmax."""
-_SCORED = 8192
+_SCORED = 4096
 """Tracks that are scored at a time: what lies between them and the result stays in the cache."""
 
 

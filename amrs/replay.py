@@ -21,7 +21,7 @@ from torch import Tensor
 from amrs import metrics
 from amrs.data import SessionDataModule
 from amrs.histories import TARGETS, static_names, without_reports
-from amrs.listeners import HistoryReader, Mind, sample_feedback
+from amrs.listeners import HistoryReader, Mind, luck, sample_feedback
 from amrs.metrics.fidelity import Floats, Ints
 from amrs.models.world_model import WorldModel
 from amrs.noise import hash_keys
@@ -130,13 +130,14 @@ def _play(
         params = member.answer(mind.h_BD, member.candidates(track_B.clamp(min=0)))
         for name, kind in member.kinds.items():
             expected.setdefault(name, []).append(kind.mean(params[name]))
-        given = sample_feedback(member, params, key_B, k)
+        given = sample_feedback(member, params, luck(key_B, k))
         if truth_BL4 is not None:
             given = Feedback(truth_BL4[:, k, 0], truth_BL4[:, k, 1], given.left_B)
         played_B = track_B >= 0
         engagement_B, rating_B = (x.where(played_B, torch.nan) for x in given[:2])
         given = Feedback(engagement_B, rating_B, given.left_B)
-        mind = Mind(mind.h_BD, mind.cache, tape.static_BLF[:, k], mind.mode_B)
+        static_BG = reader.encoder.standardised(tape.static_BLF[:, k])
+        mind = Mind(mind.h_BD, mind.cache, static_BG, mind.mode_B)
         mind = reader.append(mind, track_B.clamp(min=-1), given)
     place_BH = tape.token_BH
     return {

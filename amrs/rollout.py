@@ -14,7 +14,7 @@ from torch import Tensor
 
 from amrs.losses import kl_divergence
 from amrs.noise import uniform
-from amrs.rules import Rules, log_softmax_allowed
+from amrs.rules import Rules
 
 ACTION = 100
 """Purpose of the draw that picks a track; environments use purposes of their own."""
@@ -105,17 +105,25 @@ def choose(log_p_BK: Tensor, u_B: Tensor) -> Tensor:
     One uniform and a cumulative sum, first over blocks of tracks and then inside one block. Where
     probabilities are no numbers it is any track.
     """
-    p_BK = log_p_BK.exp()
-    p_BNX = F.pad(p_BK, (0, -p_BK.shape[1] % _BLOCK)).unflatten(1, (-1, _BLOCK))
-    edge_BN = p_BNX.sum(2).cumsum(1, dtype=torch.float64)
+    tracks = log_p_BK.shape[1]
+    padded_BX = F.pad(log_p_BK, (0, -tracks % _BLOCK), value=-torch.inf)
+    return _at_quantile(padded_BX.softmax(1), u_B).clamp_(max=tracks - 1)
+
+
+def _at_quantile(p_BX: Tensor, u_B: Tensor) -> Tensor:
+    """The same from probabilities of a whole number of blocks."""
+    p_BNX = p_BX.unflatten(1, (-1, _BLOCK))
+    count, blocks, _ = p_BNX.shape
+    sum_BN = p_BNX.sum(2).double()
+    edge_BN = sum_BN.cumsum(1)
     threshold_B1 = u_B.double()[:, None] * edge_BN[:, -1:]
-    block_B1 = torch.searchsorted(edge_BN, threshold_B1).clamp(max=edge_BN.shape[1] - 1)
-    before_B1 = F.pad(edge_BN, (1, 0)).gather(1, block_B1)
-    edge_BX = p_BNX.gather(1, block_B1[..., None].expand(-1, -1, _BLOCK))[:, 0].cumsum(1, dtype=torch.float64)
+    block_B1 = torch.searchsorted(edge_BN, threshold_B1).clamp_(max=blocks - 1)
+    cell_B = block_B1[:, 0] + blocks * torch.arange(count)
+    edge_BY = p_BNX.flatten(0, 1).index_select(0, cell_B).cumsum(1, dtype=torch.float64)
+    before_B1 = edge_BN.gather(1, block_B1) - sum_BN.gather(1, block_B1)
     # Rounding must not choose what has no probability, before the block's first track or behind its last.
-    inside_B1 = (threshold_B1 - before_B1).clamp(min=1e-300).minimum(edge_BX[:, -1:])
-    track_B1 = block_B1 * _BLOCK + torch.searchsorted(edge_BX, inside_B1)
-    return track_B1[:, 0].clamp(max=log_p_BK.shape[1] - 1)
+    inside_B1 = (threshold_B1 - before_B1).clamp_(min=1e-300).minimum(edge_BY[:, -1:])
+    return (block_B1 * _BLOCK + torch.searchsorted(edge_BY, inside_B1))[:, 0]
 
 
 @torch.inference_mode()
@@ -141,21 +149,25 @@ def imagine(
     left_B = ~here_B
     track_BT = torch.full((len(row_B), horizon), -1)
     allowed_BK = rules.allowed(mode_B, track_BT[:, :0])
-    left_over_B = allowed_BK.sum(1)
+    left_over_B, tracks = allowed_BK.sum(1), allowed_BK.shape[1]
     u_BT = uniform(key_B[:, None], torch.arange(horizon), ACTION)
+    # Adding -inf is faster than filling by a mask, and fresh memory as wide as the catalogue costs more than
+    # the arithmetic: what is barred is a table of numbers, and one table of probabilities is written over.
+    barred_BK = torch.zeros(allowed_BK.shape).masked_fill_(~allowed_BK, -torch.inf)
+    mine_BX = torch.full((len(row_B), tracks + -tracks % _BLOCK), -torch.inf)
+    log_p_BK, log_q_BK = mine_BX[:, :tracks], torch.empty(0)
     record: dict[str, list[Tensor]] = {}
     for t in range(horizon):
-        some_B = left_over_B > (0 if rules.repeats else t)
-        here_B, allowed_BK = here_B & some_B, allowed_BK | ~some_B[:, None]
-        log_p_BK = policy.logits(mind).masked_fill(~allowed_BK, -torch.inf)
-        log_p_BK.sub_(log_p_BK.amax(1, keepdim=True))
+        here_B = here_B & (left_over_B > (0 if rules.repeats else t))
+        torch.add(policy.logits(mind), barred_BK, out=log_p_BK)
         if reference is not None:
-            log_p_BK = log_p_BK.log_softmax(1)
-            log_q_BK = log_softmax_allowed(reference.logits(shadow), allowed_BK)
-            record.setdefault("kl", []).append(kl_divergence(log_p_BK, log_q_BK))
-        track_B = choose(log_p_BK, u_BT[:, t])
+            log_q_BK = torch.add(reference.logits(shadow), barred_BK).log_softmax(1)
+            record.setdefault("kl", []).append(kl_divergence(log_p_BK.log_softmax(1), log_q_BK))
+        p_BX = torch.softmax(mine_BX, 1, out=mine_BX)
+        track_B = _at_quantile(p_BX, u_BT[:, t]).clamp_(max=tracks - 1)
+        mine_BX[:, tracks:] = -torch.inf
         if not rules.repeats:
-            allowed_BK.scatter_(1, track_B[:, None], False)
+            barred_BK.scatter_(1, track_B[:, None], -torch.inf)
         world, feedback, expected = environment.step(world, track_B, t)
         mind = policy.observe(mind, track_B, feedback)
         if reference is not None:

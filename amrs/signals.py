@@ -22,6 +22,11 @@ _phi: Callable[[Tensor], Tensor] = torch.special.ndtr
 _quantile: Callable[[Tensor], Tensor] = torch.special.ndtri
 
 
+def _ramp(z: Tensor) -> Tensor:
+    """The integral of the standard normal's distribution function up to z: z Phi(z) + phi(z)."""
+    return F.gelu(z) + torch.exp(-0.5 * z * z - _LOG_SQRT_2PI)
+
+
 class Kind(Protocol):
     """A likelihood head."""
 
@@ -127,14 +132,12 @@ class Bounded:
         return -(log_weight + log_p).logsumexp(-1)
 
     def mean(self, params: Tensor) -> Tensor:
-        """Closed form of E[clamp(x, 0, 1)] for each normal, mixed; the atoms' means are 0 and 1."""
+        """Closed form of E[clamp(x, 0, 1)] = E[max(x, 0)] - E[max(x - 1, 0)] for each normal, mixed; the
+        atoms' means are 0 and 1."""
         logit, location, raw = self._split(params)
         weight = (logit - logit.amax(-1, keepdim=True)).exp()
         scale = F.softplus(raw) + _MIN_SCALE
-        low, high = -location / scale, (1 - location) / scale
-        density = torch.exp(-0.5 * low * low - _LOG_SQRT_2PI) - torch.exp(-0.5 * high * high - _LOG_SQRT_2PI)
-        below, above = _phi(low), _phi(-high)
-        mean = location * (1 - below - above) + scale * density + above
+        mean = scale * (_ramp(location / scale) - _ramp((location - 1) / scale))
         mixed: Tensor = ((weight[..., 1:-1] * mean).sum(-1) + weight[..., -1]) / weight.sum(-1)
         return mixed
 
@@ -155,10 +158,11 @@ class Bounded:
     def sample(self, params: Tensor, u: Tensor) -> Tensor:
         """Pick a component by the first part of `u`, then its quantile by the rest of the same `u`."""
         log_weight, location, scale = self._parts(params)
-        edge = log_weight.exp().cumsum(-1)
+        weight = log_weight.exp()
+        edge = weight.cumsum(-1)
         pick = (u[..., None] > edge[..., :-1]).sum(-1, keepdim=True)
         high = edge.gather(-1, pick)[..., 0]
-        width = log_weight.exp().gather(-1, pick)[..., 0].clamp(min=1e-7)
+        width = weight.gather(-1, pick)[..., 0].clamp(min=1e-7)
         inner = ((u - (high - width)) / width).clamp(1e-6, 1 - 1e-6)
         z = _quantile(inner)
         return (location.gather(-1, pick)[..., 0] + scale.gather(-1, pick)[..., 0] * z).clamp(0, 1)
@@ -169,8 +173,7 @@ class Bounded:
 
         def area(g: float) -> Tensor:
             """The integral of Phi((x - location) / scale) up to g."""
-            z = (g - location) / scale
-            return scale * (z * _phi(z) + torch.exp(-0.5 * z**2 - _LOG_SQRT_2PI))
+            return scale * _ramp((g - location) / scale)
 
         at_target = area(target)
         apart = (at_target - area(0.0)) + (1 - target) - (area(1.0) - at_target)

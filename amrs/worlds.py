@@ -15,7 +15,7 @@ from amrs.config import load
 from amrs.config.data import SplitConfig
 from amrs.data import SessionDataModule
 from amrs.ignorance import disagreement
-from amrs.listeners import MEMBER, HistoryReader, Mind, sample_feedback
+from amrs.listeners import MEMBER, HistoryReader, Mind, luck, sample_feedback
 from amrs.models.world_model import WorldModel
 from amrs.noise import uniform
 from amrs.platform import Platform, load_truth
@@ -115,7 +115,7 @@ class ImaginedWorld:
         answers = [member.answer(mind.h_BD, member.candidates(track_B)) for member, mind in pairs]
         row_B, kinds = torch.arange(len(track_B)), self.members[0].kinds
         own = {name: torch.stack([a[name] for a in answers])[state.member_B, row_B] for name in kinds}
-        feedback = sample_feedback(self.members[0], own, state.key_B, t)
+        feedback = sample_feedback(self.members[0], own, luck(state.key_B, t))
         expected = {name: kind.mean(own[name]) for name, kind in kinds.items()}
         mode_B = state.minds[0].mode_B
         reward_B = self.utility(kinds, own, mode_B, torch.full_like(mode_B, t))

@@ -78,7 +78,7 @@ def speed(*works: Callable[[], float], seconds: float = 0.3) -> list[Speed]:
     found = [Speed([], []) for _ in works]
     for _ in range(REPEATS):
         for work, into in zip(works, found, strict=True):
-            clock, done = Clock(), 0.0
+            clock, done = Clock(), work()
             while time.perf_counter() - clock.wall < seconds:
                 done += work()
             cpu, wall = clock.rates(done)

@@ -7,7 +7,7 @@ from torch import Tensor
 from amrs.batches import Batch
 from amrs.data import SessionDataModule
 from amrs.histories import LABELS
-from amrs.models.summaries import running_sums, summarise
+from amrs.models.summaries import summarise
 from amrs.models.transformer import HistoryEncoder, _rotate
 from amrs.noise import uniform
 
@@ -32,11 +32,9 @@ def midpoints(count: int, device: torch.device | None = None) -> Tensor:
 def plain_encoding(encoder: HistoryEncoder, batch: Batch) -> Tensor:
     """One vector per token, padding included, every layer at every token, by torch's own operators."""
     size = encoder.embedding_KE.shape[1]
-    sums = running_sums(encoder.summands(batch.track_BL, batch.feedback_BL4), batch.step_BL, size)
-    summary = summarise(*sums, size)
-    known = encoder.known(batch.static_BLF, summary)
-    token = encoder.tokens(batch.track_BL, batch.feedback_BL4, batch.hidden_BL, summary)
-    x = torch.cat([known, token], -1)
+    summary, heard = summarise(*encoder.sums(batch), size), encoder.heard(batch.track_BL, batch.feedback_BL4)
+    static_BLG = encoder.standardised(batch.static_BLF)
+    x, known = encoder.inputs(heard, batch.hidden_BL[..., None].float(), summary, static_BLG)
     for layer in encoder.embed:
         x = F.linear(x, layer.weight, layer.bias) if isinstance(layer, torch.nn.Linear) else layer(x)
     position_BL = torch.arange(x.shape[1]).expand(x.shape[:2])

@@ -9,7 +9,7 @@ from tiny_logs import opened, random_log, shape
 from amrs.batches import Batch
 from amrs.data import SessionDataModule
 from amrs.models.packed import Packed
-from amrs.models.summaries import DECAY, SHARE, running_sums, summarise
+from amrs.models.summaries import DECAY, SHARE, summarise
 from amrs.models.transformer import Block, HistoryEncoder
 from amrs.splits import TRAIN
 
@@ -68,9 +68,8 @@ def test_appending_play_by_play_equals_reading_at_once(data: SessionDataModule, 
     for k in range(added + 1):
         if k:
             token_B = flat.first_S[row_B] + k
-            h_BD = model.append(
-                flat.static_SF[row_B], flat.track_N[token_B], flat.feedback_N4[token_B], cache
-            )
+            static_BF = model.standardised(flat.static_SF[row_B])
+            h_BD = model.append(static_BF, flat.track_N[token_B], flat.feedback_N4[token_B], cache)
         whole = data.prefix(row_B, k, length=16 - added + k)
         slow = model(whole)[torch.arange(len(row_B)), whole.valid_BL.sum(1) - 1]
         torch.testing.assert_close(h_BD, slow, **CLOSE)
@@ -85,7 +84,7 @@ def test_appending_across_a_sessions_start_equals_reading_at_once(data: SessionD
     h_BD, cache = model.prefill(data.prefix(row[None]), last - first)
     for token in range(first + 1, last):
         index = torch.tensor([token])
-        static_BF = flat.static_SF[flat.session_N[index]]
+        static_BF = model.standardised(flat.static_SF[flat.session_N[index]])
         h_BD = model.append(static_BF, flat.track_N[index], flat.feedback_N4[index], cache)
         window = torch.tensor([[first, token + 1, first]])
         torch.testing.assert_close(h_BD, model(data.gather(window))[:, -1], **CLOSE)
@@ -127,10 +126,7 @@ def test_missing_feedback_and_features_are_told_from_a_middling_value(data: Sess
 def test_running_summaries_equal_a_loop(data: SessionDataModule) -> None:
     """Means, covariances and this session's means, from the plays up to each token."""
     model, batch = encoder(data, "none"), data.gather(data.windows(TRAIN))
-    sums = running_sums(
-        model.summands(batch.track_BL, batch.feedback_BL4), batch.step_BL, model.embedding_KE.shape[1]
-    )
-    summary = summarise(*sums, model.embedding_KE.shape[1])
+    summary = summarise(*model.sums(batch), model.embedding_KE.shape[1])
     for n in range(int(batch.valid_BL[0].sum())):
         plays = [k for k in range(n + 1) if batch.track_BL[0, k] >= 0]
         own = plays[len(plays) - int(batch.step_BL[0, n]) :]

@@ -23,6 +23,8 @@ class Dropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """Zero some values in training, and scale the others so that the mean stays."""
-        if not self.training or self.p == 0 or input.device.type != "cpu" or input.dtype != torch.float32:
+        if not self.training or self.p == 0:
+            return input
+        if input.device.type != "cpu" or input.dtype != torch.float32:
             return super().forward(input)
         return input * keep_noise(input.shape, self.p)

@@ -15,6 +15,8 @@ _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_l
 
 _NARROW, _FEW = 32, 1024
 """Inputs or outputs, and rows in training, below which MKL does: oneDNN makes a kernel for each new shape."""
+_SMALL = 1 << 20
+"""Multiplications below which MKL is the faster."""
 
 
 def _product(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
@@ -52,7 +54,8 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor
         return F.linear(x, weight_OI, bias_O)
     if not x.numel() or x.ndim < 2 or min(weight_OI.shape) < _NARROW:
         return F.linear(x, weight_OI, bias_O)
-    if torch.is_grad_enabled() and x.numel() < _FEW * x.shape[-1]:
+    few = x.numel() < _FEW * x.shape[-1] if torch.is_grad_enabled() else x.numel() * len(weight_OI) < _SMALL
+    if few:
         return F.linear(x, weight_OI, bias_O)
     if not torch.is_grad_enabled():
         return _product(x, weight_OI, bias_O)

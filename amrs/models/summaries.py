@@ -3,8 +3,8 @@
 Means of feedback, and where in the embedding space the listener's plays, engagement and ratings lie.
 A transformer can learn them, but not from a few thousand reports. They are sums over plays, so they are
 causal by construction and grow by one addition a play.
-Shape suffixes: B batch, L tokens, E embedding, Z summed quantities, Y those of
-a session, T tastes, R ratios.
+Shape suffixes: B batch, L tokens, E embedding, W weights, Z summed quantities, Y those of a session,
+T tastes, R ratios.
 """
 
 from typing import NamedTuple
@@ -27,6 +27,8 @@ DECAY = 0.9
 SHARE = (1 - DECAY) / (1 - DECAY**10)
 """Weight of a track just heard in its session's taste, so that ten sum to 1. Affect takes up a little of
 each track: one moves it a seventh as far as ten such tracks do, which a mean over the session would deny."""
+_WEIGHTS = 5
+"""What a track is weighed by in the sums: known and given engagement, known and given rating, 1."""
 _PRIOR = 3.0
 """Plays that pull a mean to the middle of the scale (or a covariance to zero)."""
 
@@ -39,28 +41,33 @@ class Summary(NamedTuple):
     taste_BLTE: Tensor
 
 
-def summands(track_BLE: Tensor, play_BL1: Tensor, feedback_BL4: Tensor) -> Tensor:
-    """What each token adds to the sums, as (B, L, Z); nothing where it is no play.
+class Heard(NamedTuple):
+    """Tokens as numbers: zeros where a token is no play or nothing is known."""
 
-    Feedback is in [-1, 1], NaN where missing or hidden.
-    """
-    parts = [play_BL1, track_BLE]
-    for column in (0, 1):
-        value_BL1 = feedback_BL4[..., column : column + 1]
-        known_BL1 = (~value_BL1.isnan()).to(track_BLE.dtype)
-        value_BL1 = value_BL1.nan_to_num(0.0)
-        parts += [known_BL1, value_BL1, known_BL1 * track_BLE, value_BL1 * track_BLE]
-    return torch.cat(parts, -1)
+    track_BLE: Tensor
+    play_BL1: Tensor
+    value_BL4: Tensor
+    """Feedback in [-1, 1]."""
+    known_BL4: Tensor
+    """1 where feedback is known."""
+
+
+def summands(heard: Heard) -> Tensor:
+    """What each token adds to the sums, as (B, L, Z): its track weighed by `_WEIGHTS`, and these weights."""
+    told = torch.stack([heard.known_BL4[..., :2], heard.value_BL4[..., :2]], -1).flatten(-2)
+    weight_BLW = torch.cat([told, heard.play_BL1], -1)
+    weighed_BLWE = weight_BLW[..., None] * heard.track_BLE[..., None, :]
+    return torch.cat([weighed_BLWE.flatten(-2), weight_BLW], -1)
 
 
 def running_sums(summand_BLZ: Tensor, step_BL: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Sums up to and including each token: over the window (B, L, Z), and over its own session with
-    weights that decay (B, L, Y), of the first quantities only.
+    weights that decay (B, L, Y), of the last quantities only.
 
     `step_BL` is the number of plays of the session up to and including the token. The decaying sum doubles
     its reach in each pass (Hillis & Steele 1986), so it needs no division by small weights.
     """
-    session_BLY = summand_BLZ[..., : _session_size(size)]
+    session_BLY = summand_BLZ[..., -size - _WEIGHTS :]
     reach = 1
     while reach < step_BL.shape[1]:
         earlier = F.pad(session_BLY, (0, 0, reach, 0))[:, :-reach]
@@ -70,26 +77,25 @@ def running_sums(summand_BLZ: Tensor, step_BL: Tensor, size: int) -> tuple[Tenso
     return summand_BLZ.cumsum(1), session_BLY
 
 
-def grown_sums(total_BZ: Tensor, session_BY: Tensor, summand_BZ: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Both sums after one more play of the same session."""
-    return total_BZ + summand_BZ, DECAY * session_BY + summand_BZ[..., : _session_size(size)]
-
-
-def _session_size(size: int) -> int:
-    """Plays, tracks, and known and summed engagement."""
-    return size + 3
+def grown_sums(
+    total_BZ: Tensor, session_BY: Tensor, summand_BZ: Tensor, same_B1: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Both sums after one more token; `same_B1` is 1 where it belongs to the same session, else 0."""
+    summand_BY = summand_BZ[..., -session_BY.shape[-1] :]
+    return total_BZ + summand_BZ, torch.addcmul(summand_BY, session_BY, same_B1, value=DECAY)
 
 
 def summarise(total_BLZ: Tensor, session_BLY: Tensor, size: int) -> Summary:
     """Means and covariances from sums; `size` is E."""
-    plays, tracks, *rest = total_BLZ.split([1, size] + [1, 1, size, size] * 2, -1)
-    ratios, tastes = [torch.log1p(plays)], [tracks / (plays + _PRIOR)]
-    for known, value, known_tracks, value_tracks in (rest[:4], rest[4:]):
-        mean = value / (known + _PRIOR)
-        ratios += [mean, torch.log1p(known)]
-        tastes.append((value_tracks - mean * known_tracks) / (known + _PRIOR))
+    weight, track = total_BLZ[..., -_WEIGHTS:], total_BLZ[..., :-_WEIGHTS].unflatten(-1, (_WEIGHTS, size))
+    known, value = weight[..., 0:4:2], weight[..., 1:4:2]  # of engagement and rating
+    softened = known + _PRIOR
+    mean = value / softened
+    covariance = torch.addcmul(track[..., 1:4:2, :], mean[..., None], track[..., 0:4:2, :], value=-1)
+    plays = weight[..., 4:]
     # The next track will add to these sums as they are after one more step.
-    session_plays, session_tracks, known, value = (DECAY * session_BLY).split([1, size, 1, 1], -1)
-    ratios += [torch.log1p(session_plays), value / (known + 1)]
-    tastes.append(SHARE * session_tracks)
-    return Summary(torch.cat(ratios, -1), torch.stack(tastes, -2))
+    recent, heard, told, _, plays_now = (DECAY * session_BLY).split([size, 1, 1, 2, 1], -1)
+    both = torch.stack([mean, known.log1p()], -1).flatten(-2)
+    ratio = torch.cat([plays.log1p(), both, plays_now.log1p(), told / (heard + 1)], -1)
+    tastes = [track[..., 4, :] / (plays + _PRIOR), *(covariance / softened[..., None]).unbind(-2)]
+    return Summary(ratio, torch.stack([*tastes, SHARE * recent], -2))

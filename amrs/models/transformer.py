@@ -18,7 +18,16 @@ from amrs.histories import FEEDBACK
 from amrs.models.dropout import Dropout
 from amrs.models.linear import Linear
 from amrs.models.packed import Packed, rounded, take_rows
-from amrs.models.summaries import RATIOS, TASTES, Summary, grown_sums, running_sums, summands, summarise
+from amrs.models.summaries import (
+    RATIOS,
+    TASTES,
+    Heard,
+    Summary,
+    grown_sums,
+    running_sums,
+    summands,
+    summarise,
+)  # fmt: skip
 
 _FARTHEST = 10.0
 """Standard deviations at which a session feature is cut: no outlier may drive a prediction."""
@@ -32,15 +41,30 @@ def _last_cells(valid_BL: Tensor) -> Tensor:
 
 @dataclass
 class Cache:
-    """Keys and values of what was read so far; `length_B` slots of each listener are filled."""
+    """What was read so far; `length_B` slots of each listener are filled."""
 
-    keys: list[Tensor]
-    """Per layer (B, H, C, D / H)."""
-    values: list[Tensor]
+    slots: list[Tensor]
+    """Per layer keys and values, (2, B, H, C, D / H)."""
     length_B: Tensor
     total_BZ: Tensor
     """Running sums of all plays read, and of this session's."""
     session_BY: Tensor
+
+    def __post_init__(self) -> None:
+        """With J = B x H: `next_2J`, where the next keys and values go among all slots of a layer, and
+        `unseen_J1C`, -inf at empty slots and 0 at filled ones, of which a listener has `most` at the most."""
+        both, batch, heads, room, _ = self.slots[0].shape
+        length_J, device = self.length_B.repeat_interleave(heads), self.length_B.device
+        row_2J, slot_C = (torch.arange(n, device=device) for n in (both * batch * heads, room))
+        self.next_2J = row_2J * room + length_J.repeat(both)
+        self.unseen_J1C = torch.where(slot_C < length_J[:, None, None], 0.0, -torch.inf)
+        self.most = int(length_J.max())
+
+    def grow(self) -> None:
+        """Count the next token in, whose keys and values are then to be written."""
+        self.unseen_J1C.view(-1).index_fill_(0, self.next_2J[: len(self.unseen_J1C)], 0.0)
+        self.written_2J, self.next_2J = self.next_2J, self.next_2J + 1
+        self.length_B, self.most = self.length_B + 1, self.most + 1
 
 
 def _rotate(x_BHLd: Tensor, position_BL: Tensor) -> Tensor:
@@ -91,18 +115,17 @@ class Block(nn.Module):
             x_ND = take_rows(x_ND, packed.rows(wanted_M))
         return self._finish(x_ND, attended), k, v
 
-    def append(self, x_BD: Tensor, keys: Tensor, values: Tensor, length_B: Tensor, filled: int) -> Tensor:
-        """The block's output for one more token; writes its key and value into slot `length_B`, which is
-        below `filled` for all."""
-        q, k, v = self._project(x_BD, Packed((len(x_BD), 1), None), length_B[:, None])
-        row_B = torch.arange(len(x_BD), device=x_BD.device)
-        keys[row_B, :, length_B], values[row_B, :, length_B] = k[:, :, 0], v[:, :, 0]
+    def append(self, x_BD: Tensor, slots: Tensor, cache: Cache) -> Tensor:
+        """The block's output for one more token; writes its key and value into the slots."""
+        q, k, v = self._project(x_BD, Packed((len(x_BD), 1), None), cache.length_B[:, None] - 1)
+        new_2Jd = torch.stack([k, v]).view(-1, k.shape[-1])
+        slots.view(-1, k.shape[-1]).index_copy_(0, cache.written_2J, new_2Jd)
         # By hand: torch's fused attention gains nothing from a single query, nor from slots that are empty.
-        keys, values = keys[:, :, :filled], values[:, :, :filled]
-        unseen_BC = torch.arange(filled, device=x_BD.device) > length_B[:, None]
-        score = (q @ keys.transpose(-1, -2)).mul_(q.shape[-1] ** -0.5)
-        attended = score.masked_fill_(unseen_BC[:, None, None], -torch.inf).softmax(-1) @ values
-        return self._finish(x_BD, attended.flatten(1))
+        keys, values = slots.flatten(1, 2)[:, :, : cache.most]
+        unseen, scale = cache.unseen_J1C[..., : cache.most], q.shape[-1] ** -0.5
+        score = torch.baddbmm(unseen, q.flatten(0, 1), keys.transpose(1, 2), alpha=scale)
+        attended = torch.bmm(score.softmax(-1), values)
+        return self._finish(x_BD, attended.view(x_BD.shape))
 
 
 class HistoryEncoder(nn.Module):
@@ -157,16 +180,17 @@ class HistoryEncoder(nn.Module):
         self.without = frozenset(without)
         self.static_blind_F.copy_(static_F)
 
-    def _embedded(self, track_BL: Tensor) -> Tensor:
-        """Embeddings of plays, 0 at starts and for a model that may not read what was played."""
-        blind = {"past_tracks", "track_embeddings"} & self.without
-        seen_BL1 = (track_BL >= 0)[..., None].to(self.embedding_KE.dtype) * (0.0 if blind else 1.0)
-        return self.embedding_KE[track_BL.clamp(min=0)] * seen_BL1
-
-    def _told(self, feedback_BL4: Tensor) -> Tensor:
-        """Feedback in [-1, 1], NaN where missing, and everywhere for a model that may not read it."""
-        told = 2 * feedback_BL4 - 1
-        return torch.full_like(told, torch.nan) if "past_feedback" in self.without else told
+    def heard(self, track_BL: Tensor, feedback_BL4: Tensor) -> Heard:
+        """Plays as numbers: `track_BL` is -1 at starts, feedback NaN where missing. No tracks and no feedback for
+        a model that may not read them."""
+        play_BL1 = (track_BL >= 0)[..., None].to(self.embedding_KE.dtype)
+        track_BLE = F.embedding(track_BL.clamp(min=0), self.embedding_KE) * play_BL1
+        if {"past_tracks", "track_embeddings"} & self.without:
+            track_BLE = torch.zeros_like(track_BLE)
+        if "past_feedback" in self.without:
+            feedback_BL4 = torch.full_like(feedback_BL4, torch.nan)
+        known_BL4 = (feedback_BL4 == feedback_BL4).to(track_BLE.dtype)
+        return Heard(track_BLE, play_BL1, (2 * feedback_BL4 - 1).nan_to_num_(0.0), known_BL4)
 
     def fit_statistics(self, static_SF: Tensor) -> None:
         """Mean and spread of the session features, from training sessions only."""
@@ -178,48 +202,46 @@ class HistoryEncoder(nn.Module):
         # A feature that never varied in training must not explode on the first listener who has it.
         self.static_std.copy_(variance.sqrt().where(variance > 1e-6, 1.0))
 
-    def summands(self, track_BL: Tensor, feedback_BL4: Tensor) -> Tensor:
-        """What each token adds to the running sums, (B, L, Z)."""
-        play_BL1 = (track_BL >= 0)[..., None].to(self.embedding_KE.dtype)
-        return summands(self._embedded(track_BL), play_BL1, self._told(feedback_BL4))
+    def sums(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Running sums (B, L, Z) and (B, L, Y) up to and including each token."""
+        summand_BLZ = summands(self.heard(batch.track_BL, batch.feedback_BL4))
+        return running_sums(summand_BLZ, batch.step_BL, self.embedding_KE.shape[1])
 
-    def known(self, static_BLF: Tensor, summary: Summary) -> Tensor:
-        """The features of a linear model: ratios, standardised session features, what of them is missing."""
+    def standardised(self, static_BLF: Tensor) -> Tensor:
+        """Session features and what of them is missing, (B, L, 2 F)."""
         missing_BLF = static_BLF.isnan() | self.static_blind_F
         static = ((static_BLF - self.static_mean) / self.static_std).clamp(-_FARTHEST, _FARTHEST)
-        static = static.masked_fill(missing_BLF, 0.0)
-        return torch.cat([summary.ratio_BLR, static, missing_BLF.float()], -1)
+        return torch.cat([static.masked_fill(missing_BLF, 0.0), missing_BLF.float()], -1)
 
-    def tokens(self, track_BL: Tensor, feedback_BL4: Tensor, hidden_BL: Tensor, summary: Summary) -> Tensor:
-        """What is new in each token, (B, L, I): `track_BL` is -1 at starts, feedback NaN if missing."""
-        play_BL1 = (track_BL >= 0)[..., None].float()
-        track_BLE, told_BL4 = self._embedded(track_BL), self._told(feedback_BL4)
-        absent_BL4 = told_BL4.isnan()
-        feedback = told_BL4.masked_fill(absent_BL4, 0.0)
-        liked = feedback[..., :2, None] * track_BLE[..., None, :]
-        parts = [track_BLE, liked.flatten(-2), feedback, absent_BL4.float(), hidden_BL[..., None].float(),
-                 play_BL1, summary.taste_BLTE.flatten(-2)]  # fmt: skip
-        return torch.cat(parts, -1)
+    def inputs(
+        self, heard: Heard, hidden_BL1: Tensor, summary: Summary, static_BLG: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What is read of each token, (B, L, I), and the part of it that a linear model reads too: ratios and
+        `standardised` session features."""
+        known = torch.cat([summary.ratio_BLR, static_BLG], -1)
+        liked = heard.value_BL4[..., :2, None] * heard.track_BLE[..., None, :]
+        parts = [known, heard.track_BLE, liked.flatten(-2), heard.value_BL4, 1 - heard.known_BL4, hidden_BL1,
+                 heard.play_BL1, summary.taste_BLTE.flatten(-2)]  # fmt: skip
+        return torch.cat(parts, -1), known
 
     def observed(self, batch: Batch, wanted_BL: Tensor) -> tuple[Tensor, Tensor]:
         """The tastes (M, T, E) and the linear model's features at the tokens where `wanted_BL` is True: the
         parts of `at` that no weight has touched."""
-        size, packed = self.embedding_KE.shape[1], Packed.of(wanted_BL)
-        sums = running_sums(self.summands(batch.track_BL, batch.feedback_BL4), batch.step_BL, size)
+        size, packed, sums = self.embedding_KE.shape[1], Packed.of(wanted_BL), self.sums(batch)
         summary = summarise(packed.take(sums[0]), packed.take(sums[1]), size)
-        return summary.taste_BLTE, self.known(packed.take(batch.static_BLF), summary)
+        static_NG = self.standardised(packed.take(batch.static_BLF))
+        return summary.taste_BLTE, torch.cat([summary.ratio_BLR, static_NG], -1)
 
     def _read(
         self, batch: Batch, read_BL: Tensor, cell_M: Tensor
     ) -> tuple[Tensor, list[Tensor], list[Tensor], tuple[Tensor, Tensor]]:
         """Vectors (M, size) at cells of the flattened (B, L), among those read; keys, values, sums."""
-        size, packed = self.embedding_KE.shape[1], Packed.of(rounded(read_BL))
-        sums = running_sums(self.summands(batch.track_BL, batch.feedback_BL4), batch.step_BL, size)
+        size, packed, sums = self.embedding_KE.shape[1], Packed.of(rounded(read_BL)), self.sums(batch)
         summary = summarise(packed.take(sums[0]), packed.take(sums[1]), size)
-        known = self.known(packed.take(batch.static_BLF), summary)
-        track_N, hidden_N = packed.take(batch.track_BL), packed.take(batch.hidden_BL)
-        token = self.tokens(track_N, packed.take(batch.feedback_BL4), hidden_N, summary)
-        x = self.embed(torch.cat([known, token], -1))
+        heard = self.heard(packed.take(batch.track_BL), packed.take(batch.feedback_BL4))
+        hidden_N1, static_NG = packed.take(batch.hidden_BL)[:, None], packed.take(batch.static_BLF)
+        input_NI, known = self.inputs(heard, hidden_N1.float(), summary, self.standardised(static_NG))
+        x = self.embed(input_NI)
         position_BL = torch.arange(batch.valid_BL.shape[1], device=x.device).expand(batch.valid_BL.shape)
         if self.position is not None:
             x = x + self.position(packed.take(position_BL))
@@ -255,31 +277,25 @@ class HistoryEncoder(nn.Module):
         """Vector of each listener's last valid token, and a cache with room for more tokens."""
         cell_B = _last_cells(batch.valid_BL)
         h_BD, keys, values, sums = self._read(batch, batch.valid_BL, cell_B)
-        grown = [F.pad(x, (0, 0, 0, room)) for x in keys], [F.pad(x, (0, 0, 0, room)) for x in values]
+        slots = [F.pad(torch.stack(pair), (0, 0, 0, room)) for pair in zip(keys, values, strict=True)]
         total_BZ, session_BY = (x.flatten(0, 1)[cell_B] for x in sums)
-        return h_BD, Cache(*grown, batch.valid_BL.sum(1), total_BZ, session_BY)
+        return h_BD, Cache(slots, batch.valid_BL.sum(1), total_BZ, session_BY)
 
     def append(
-        self, static_BF: Tensor, track_B: Tensor, feedback_B4: Tensor, cache: Cache, hidden: bool = False
+        self, static_BG: Tensor, track_B: Tensor, feedback_B4: Tensor, cache: Cache, hidden: bool = False
     ) -> Tensor:
         """Vector of one more token each, a play or (track -1) the start of a session; the cache grows in
-        place. `static_BF` are the features of the token's session."""
-        cache.session_BY = cache.session_BY.masked_fill((track_B < 0)[:, None], 0.0)
-        track_B1, feedback_B14 = track_B[:, None], feedback_B4[:, None]
-        summand_BZ = self.summands(track_B1, feedback_B14)[:, 0]
-        size = self.embedding_KE.shape[1]
-        sums = grown_sums(cache.total_BZ, cache.session_BY, summand_BZ, size)
+        place. `static_BG` are the `standardised` features of the token's session."""
+        heard, size = self.heard(track_B, feedback_B4), self.embedding_KE.shape[1]
+        sums = grown_sums(cache.total_BZ, cache.session_BY, summands(heard), heard.play_BL1)
         cache.total_BZ, cache.session_BY = sums
-        summary = summarise(cache.total_BZ[:, None], cache.session_BY[:, None], size)
-        hidden_B1 = torch.full_like(track_B1, hidden, dtype=torch.bool)
-        known = self.known(static_BF[:, None], summary)
-        token = self.tokens(track_B1, feedback_B14, hidden_B1, summary)
-        x = self.embed(torch.cat([known, token], -1))[:, 0]
+        summary = summarise(*sums, size)
+        input_BI, known = self.inputs(heard, torch.full_like(heard.play_BL1, hidden), summary, static_BG)
+        x = self.embed(input_BI)
         if self.position is not None:
             x = x + self.position(cache.length_B)
-        filled = int(cache.length_B.max()) + 1
-        for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
+        cache.grow()
+        for block, slots in zip(self.blocks, cache.slots, strict=True):
             assert isinstance(block, Block)
-            x = block.append(x, keys, values, cache.length_B, filled)
-        cache.length_B = cache.length_B + 1
-        return torch.cat([self.norm(x), summary.taste_BLTE[:, 0].flatten(-2), known[:, 0]], -1)
+            x = block.append(x, slots, cache)
+        return torch.cat([self.norm(x), summary.taste_BLTE.flatten(-2), known], -1)

@@ -22,7 +22,7 @@ from amrs.batches import Batch
 from amrs.config.groups import ModelConfig
 from amrs.histories import LABELS, TARGETS
 from amrs.models.dropout import Dropout
-from amrs.models.linear import Linear
+from amrs.models.linear import Linear, linear
 from amrs.models.packed import rounded
 from amrs.models.summaries import SESSION, SHARE, TASTE_SCALES, TASTES
 from amrs.models.transformer import HistoryEncoder
@@ -210,13 +210,13 @@ class WorldModelMember(nn.Module):
 
     def replies(self, question: Question, candidates: Candidates) -> dict[str, Tensor]:
         """Head parameters (K, P) by signal; each parameter lies side by side for all tracks."""
-        near_TK = question.near_TE @ candidates.embedding_KE.T
+        near_TK = linear(question.near_TE, candidates.embedding_KE)
         one_1K = torch.ones_like(near_TK[:1])
-        joined_QK = torch.cat([question.query_AD @ candidates.affinity_KD.T, near_TK, one_1K])
+        joined_QK = torch.cat([linear(question.query_AD, candidates.affinity_KD), near_TK, one_1K])
         hidden_KH = torch.addmm(candidates.joined_KH, joined_QK.T, question.joined_QH)
-        moved_PK = question.near_PT @ joined_QK[self.affinities :]
-        moved_PK = moved_PK + question.linear_PX @ candidates.linear_KX.T
-        params_PK = torch.addmm(moved_PK, question.head_PH, self.dropout(F.gelu(hidden_KH)).T)
+        moved_PK = torch.mm(question.linear_PX, candidates.linear_KX.T)
+        moved_PK.addmm_(question.near_PT, joined_QK[self.affinities :])
+        params_PK = linear(question.head_PH, self.dropout(F.gelu(hidden_KH))).add_(moved_PK)
         return dict(zip(question.sizes, params_PK.T.split(list(question.sizes.values()), -1), strict=True))
 
     def at_moment(self, h_ND: Tensor, ended: bool) -> dict[str, Tensor]:
