@@ -7,7 +7,6 @@ Shape suffix: P plays.
 
 import json
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,7 +33,7 @@ from amrs.stages import dpo, world_model
 from amrs.stages.bc import BehaviourCloning
 from amrs.utility import Utility
 from benchmarks.reference import BATCH, MODEL, ROOT, data, platform_log
-from benchmarks.timing import Clock, Row, anonymous
+from benchmarks.timing import Clock, Row, peak_anonymous
 
 USERS, TRACKS = 939, 6_000
 """The published scale."""
@@ -46,23 +45,14 @@ Part = Callable[[], float]
 
 def _measured(work: Part, seconds: float = _SECONDS) -> tuple[float, float, float]:
     """CPU and wall seconds of an epoch, and GiB of anonymous memory at the most."""
-    peak, over = [anonymous()], threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.02):
-            peak.append(anonymous())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    if seconds:
-        work()
-    clock, done = Clock(), work()
-    while time.perf_counter() - clock.wall < seconds and done < 1:
-        done += work()
-    cpu, wall = clock.rates(done)
-    over.set()
-    watcher.join()
-    return 1 / cpu, 1 / wall, max(peak)
+    with peak_anonymous() as gib:
+        if seconds:
+            work()
+        clock, done = Clock(), work()
+        while time.perf_counter() - clock.wall < seconds and done < 1:
+            done += work()
+        cpu, wall = clock.rates(done)
+    return 1 / cpu, 1 / wall, max(gib)
 
 
 def _steps(module: Any, log: SessionDataModule, share: Callable[[Any], float]) -> Part:

@@ -19,10 +19,11 @@ import yaml
 from amrs.batches import StepBatches
 from amrs.config.data import DataConfig
 from amrs.importers.table import importer
+from amrs.mapped import open_flat
 from amrs.schema import read_log
 from amrs.splits import TRAIN
 from benchmarks.reference import BATCH, MODEL, ROOT, data, platform_log
-from benchmarks.timing import Row, anonymous, row, speed
+from benchmarks.timing import Clock, Row, anonymous, peak_anonymous, row, speed
 
 USERS_1M = 10_000
 """About a million plays and session starts."""
@@ -132,6 +133,51 @@ def _prepare(kind: str) -> list[Row]:
     of = "pyarrow reads it" if kind == "csv" else "pyarrow reads, sorts and writes it"
     note = f"{events:,.0f} events in random order, {count:,.0f} sessions; peak {peak:.2f} GiB; bound: {of}"
     return [row(f"prepare_{kind}", "events", ours, bound, note)]
+
+
+def _copies(folder: Path, source: Path, copies: int) -> None:
+    """The raw Parquet tables of `source` so many times over, every time with other users and sessions."""
+    folder.mkdir(parents=True)
+    shutil.copy(source / "map.yaml", folder)
+    shutil.copy(source / "catalogue.parquet", folder)
+    for part in ("sessions", "events"):
+        table = pa.parquet.read_table(source / f"{part}.parquet")
+        with pa.parquet.ParquetWriter(folder / f"{part}.parquet", table.schema) as out:
+            for n in range(copies):
+                ids = [name for name in ("session_id", "user_id") if name in table.column_names]
+                other = table
+                for name in ids:
+                    renamed = pc.binary_join_element_wise(table[name], f"copy {n}", " ")
+                    other = other.set_column(table.column_names.index(name), name, renamed)
+                out.write_table(other, row_group_size=1 << 18)
+
+
+def delivery_20m() -> list[Row]:
+    """Twenty million events in one delivery: prepared, mapped and read in batches; memory at its peak."""
+    folder, copies = ROOT / "delivery", 20
+    shutil.rmtree(folder, ignore_errors=True)
+    _copies(folder / "raw", _raw("parquet"), copies)
+    (folder / "new").mkdir()
+    events = float(pa.parquet.read_metadata(folder / "raw" / "events.parquet").num_rows)
+    about = f"{copies} copies of a platform log of a million events, {events:,.0f} in all"
+    with peak_anonymous() as gib:
+        clock = Clock()
+        importer(DataConfig(name="table", raw_dir=str(folder / "raw")), folder / "new")
+        open_flat(folder / "new" / "log", read_log(folder / "new" / "log"))
+        rates = clock.rates(events)
+    rows = [Row("delivery_20m", "events", *rates, note=f"{about}; {max(gib):.2f} GiB of anonymous memory")]
+    with peak_anonymous() as gib:
+        log = data(folder / "new" / "log")
+        units, collate = log._units(TRAIN)
+        stream, read = iter(StepBatches(units, BATCH, 0, collate)), 0
+        next(stream)
+        clock = Clock()
+        for _ in range(units // BATCH):
+            read += int(next(stream).valid_BL.sum())
+        rates = clock.rates(float(read))
+    note = f"an epoch of {units:,} windows of it; {max(gib):.2f} GiB of anonymous memory"
+    shutil.rmtree(folder)
+    return [*rows, Row("delivery_20m_batches", "events", *rates, note=note)]
 
 
 def prepare_csv() -> list[Row]:

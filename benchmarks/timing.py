@@ -1,8 +1,10 @@
 """Work per CPU-second and per wall second: median of five with the range."""
 
 import statistics
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,24 @@ def anonymous() -> float:
     """Anonymous memory of this process in GiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 2**20
+
+
+@contextmanager
+def peak_anonymous() -> Iterator[list[float]]:
+    """Anonymous memory of this process in GiB from time to time, while inside."""
+    seen, over = [anonymous()], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            seen.append(anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        watcher.join()
 
 
 def speed(*works: Callable[[], float], seconds: float = 0.3) -> list[Speed]:

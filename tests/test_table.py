@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from amrs.config.data import DataConfig
-from amrs.importers import IMPORTERS, table
+from amrs.importers import IMPORTERS, delivery, reading, table
 from amrs.schema import LogError, SessionLog, read_log
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "own_log"
@@ -212,6 +212,47 @@ def test_many_sessions_are_written_in_shards_of_whole_users(tmp_path: Path, monk
     cut = run(EXAMPLE, tmp_path / "b")
     assert len(list((tmp_path / "b" / "log" / "sessions").iterdir())) > 1
     assert cut.sessions.to_list() == whole.sessions.to_list()
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_delivery_in_parts_gives_the_same_sessions(
+    raw: Path, tmp_path: Path, monkeypatch: Any, kind: str
+) -> None:
+    if kind == "parquet":
+        for part in ("sessions", "events"):
+            text = pa.csv.read_csv(raw / f"{part}.csv")
+            pa.parquet.write_table(text, raw / f"{part}.parquet", row_group_size=7)
+            edit_map(raw, lambda m, part=part: m[part].update(file=f"{part}.parquet"))
+    whole = run(raw, tmp_path / "a")
+    for module, name, value in (
+        (delivery, "PART_BYTES", 500),
+        (reading, "_BLOCK", 300),
+        (reading, "_ROWS", 5),
+    ):
+        monkeypatch.setattr(module, name, value)
+    parts = run(raw, tmp_path / "b")
+    assert len(list((tmp_path / "b" / "log" / "sessions").iterdir())) > 1
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["log"]  # nothing of the parts is left
+    assert parts.metadata == whole.metadata
+    assert sorted(parts.sessions, key=lambda s: str(s["session_id"])) == sorted(
+        whole.sessions, key=lambda s: str(s["session_id"])
+    )
+    users = [session["user_id"] for session in parts.sessions]
+    assert len([u for u, before in zip(users, [None, *users], strict=False) if u != before]) == len(
+        set(users)
+    )
+
+
+def test_faults_of_a_delivery_in_parts_name_rows_of_the_file(
+    raw: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    change(raw / "events.csv", 31, thumb="sideways")
+    change(raw / "events.csv", 7, visit="V99")
+    whole = refusal(raw, tmp_path / "a")
+    monkeypatch.setattr(delivery, "PART_BYTES", 500)
+    parts = refusal(raw, tmp_path / "b")
+    assert sorted(parts.splitlines()) == sorted(whole.splitlines())
+    assert "row 31" in parts and "row 7" in parts
 
 
 def test_data_map_names_a_map_elsewhere(raw: Path, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Raw CSV and Parquet files: columns of text to numbers and times, every unreadable value named."""
 
 import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -20,6 +22,8 @@ Floats = NDArray[np.float64]
 
 MISSING = ["", "NA", "N/A", "null", "NULL"]
 _NUMBER = r"^-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^(?i:-?(nan|inf|infinity))$"
+_BLOCK, _ROWS = 1 << 23, 1 << 18
+"""Bytes of CSV, and rows of Parquet, that are read at a time."""
 _UNITS_MS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
 
 
@@ -29,6 +33,14 @@ class Raw:
 
     file: Path
     table: pa.Table
+    ROW: ClassVar[str] = "number of the row in the file"
+    """A column of ours, where the table is a part of the file."""
+
+    def rows(self) -> pa.Array:
+        """Numbers of the rows in the file, from 1."""
+        if self.ROW in self.table.column_names:
+            return self.table[self.ROW].combine_chunks()
+        return pa.array(np.arange(1, len(self.table) + 1))
 
     def column(self, name: str) -> pa.Array:
         """A column in one chunk, text without surrounding blanks and null where empty.
@@ -82,21 +94,56 @@ class Raw:
 
 def read_raw(file: Path, advice: str) -> Raw:
     """Read a `.csv` or `.parquet` file; `advice` says what to do if it is missing."""
+    with _readable(file, advice):
+        return Raw(file, pa.parquet.read_table(file) if file.suffix == ".parquet" else _read_csv(file))
+
+
+def read_batches(file: Path, advice: str) -> Iterator[pa.Table]:
+    """The same file, some rows at a time."""
+    with _readable(file, advice):
+        if file.suffix == ".parquet":
+            for batch in pa.parquet.ParquetFile(file).iter_batches(_ROWS):
+                yield pa.table(
+                    {
+                        name: array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+                        for name, array in zip(batch.schema.names, batch.columns, strict=True)
+                    }
+                )
+        else:
+            yield from _csv_batches(file)
+
+
+def raw_bytes(file: Path) -> int:
+    """Bytes of a file's text, or of its columns before compression; 0 where it cannot be read."""
+    try:
+        if file.suffix != ".parquet":
+            return file.stat().st_size
+        about = pa.parquet.read_metadata(file)
+        return sum(about.row_group(n).total_byte_size for n in range(about.num_row_groups))
+    except (OSError, pa.ArrowInvalid):
+        return 0  # `read_raw` says what is wrong
+
+
+@contextmanager
+def _readable(file: Path, advice: str) -> Iterator[None]:
+    """LogError, in words, where the file is missing, of another type, or damaged."""
     if not file.is_file():
         raise LogError(f"{file.name} is missing in {file.parent}; {advice}")
+    if file.suffix not in (".csv", ".parquet"):
+        raise LogError(f"{file}: files of type {file.suffix or 'none'} are not read; allowed: .csv, .parquet")
     try:
-        if file.suffix == ".parquet":
-            return Raw(file, pa.parquet.read_table(file))
-        if file.suffix == ".csv":
-            return Raw(file, _read_csv(file))
+        yield
     except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
         raise LogError(
             f"{file} is not a readable {file.suffix[1:]} file in UTF-8: {type(error).__name__}"
         ) from error  # its text could quote a row
-    raise LogError(f"{file}: files of type {file.suffix or 'none'} are not read; allowed: .csv, .parquet")
 
 
 def _read_csv(file: Path) -> pa.Table:
+    return pa.concat_tables(_csv_batches(file)).combine_chunks()
+
+
+def _csv_batches(file: Path) -> Iterator[pa.Table]:
     with file.open(encoding="utf-8-sig", newline="") as lines:
         names = next(csv.reader(lines), [])
     if not names or len(set(names)) < len(names):
@@ -110,18 +157,21 @@ def _read_csv(file: Path) -> pa.Table:
         broken.append(f"row {row.number} has {row.actual_columns} cells")
         return "skip"
 
-    table = pa.csv.read_csv(
+    reader = pa.csv.open_csv(
         file,
-        read_options=pa.csv.ReadOptions(use_threads=False),  # only then are rows numbered
+        read_options=pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK),  # only then are rows numbered
         parse_options=pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
         convert_options=pa.csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()), null_values=MISSING, strings_can_be_null=True
         ),
     )
+    with reader:
+        yield pa.Table.from_batches([], reader.schema)
+        for batch in reader:
+            yield pa.Table.from_batches([batch])
     if broken:
         more = f", and {len(broken) - 20} more" if len(broken) > 20 else ""
         raise LogError(f"{file}: {', '.join(broken[:20])}{more}; allowed: {len(names)}, as in the first line")
-    return table
 
 
 def numbers(array: pa.Array) -> tuple[pa.Array, Bools]:

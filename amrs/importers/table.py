@@ -5,8 +5,9 @@ or `played_at` (without either, of the file). Letters: S sessions, E events.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +19,16 @@ from amrs.faults import Faults, LogError
 from amrs.importers import ADVICE
 from amrs.importers.column_map import Column, ColumnMap, Part, read_map
 from amrs.importers.convert import convert
+from amrs.importers.delivery import delivered
 from amrs.importers.embeddings import embedding_is, with_embeddings
 from amrs.importers.reading import Raw, offsets_min, read_raw
 from amrs.schema import KINDS, Metadata, write_log
 from amrs.validation import codes, mask, repeated
 
 SHARD_SESSIONS = 50_000
+_REPORTS = {"engagement": {"engagement"}, "rating": {"rating"}, "valence": {"post_valence", "track_valence"},
+            "arousal": {"post_arousal", "track_arousal"}}  # fmt: skip
+"""Columns of which one must be given for a signal to be declared."""
 
 
 def importer(config: DataConfig, folder: Path) -> None:
@@ -34,29 +39,33 @@ def importer(config: DataConfig, folder: Path) -> None:
     file = Path(config.map) if config.map else root / "map.yaml"
     columns = read_map(file, embedding=config.embeddings is None)
     advice = f"{file} says that it is there"
-    raw = {name: read_raw(root / part.file, advice) for name, part in columns.parts.items()}
-    faults = Faults(_source(columns, raw, str(root)))
-    catalogue = _catalogue(raw["catalogue"], columns.parts["catalogue"], faults)
-    sessions = _sessions(raw["sessions"], columns.parts["sessions"], faults)
-    events = _events(raw["events"], columns.parts["events"], sessions, catalogue, faults)
-    faults.raise_any()
-    catalogue = with_embeddings(catalogue, config.embeddings)
-    sessions = _join(sessions, events)
-    columns = replace(columns, embedding_is=embedding_is(config.embeddings) or columns.embedding_is)
-    metadata = _metadata(columns, sessions, events, catalogue)
-    parts = (_shards(sessions), catalogue, metadata, faults.source)
-    if config.base is None:
-        write_log(folder / "log", *parts)
-    else:
-        add_sessions(folder / "log", Path(config.base) / "log", *parts)
+    files = {name: root / part.file for name, part in columns.parts.items()}
+    faults = Faults(_source(columns, files, str(root)))
+    with delivered(columns, files, advice, folder) as parts, TemporaryDirectory(dir=folder) as scratch:
+        catalogue = _catalogue(read_raw(files["catalogue"], advice), columns.parts["catalogue"], faults)
+        joined, seen = _Kept(Path(scratch), len(parts)), _Seen()
+        for raw in parts:
+            sessions = _sessions(raw["sessions"], columns.parts["sessions"], faults)
+            events = _events(raw["events"], columns.parts["events"], sessions, catalogue, faults)
+            if not faults.count:
+                seen.look(sessions, events)
+                joined.keep(_join(sessions, events))
+        faults.raise_any()
+        catalogue = with_embeddings(catalogue, config.embeddings)
+        columns = replace(columns, embedding_is=embedding_is(config.embeddings) or columns.embedding_is)
+        found = (joined.shards(), catalogue, seen.metadata(columns, catalogue), faults.source)
+        if config.base is None:
+            write_log(folder / "log", *found)
+        else:
+            add_sessions(folder / "log", Path(config.base) / "log", *found)
 
 
-def _source(columns: ColumnMap, raw: dict[str, Raw], root: str) -> dict[str, str]:
+def _source(columns: ColumnMap, files: dict[str, Path], root: str) -> dict[str, str]:
     """File and column, in the user's names, of each of ours; plays are checked as columns of sessions."""
     places = {"": root}
     for name, part in columns.parts.items():
         for ours, column in part.columns.items():
-            place = f"{raw[name].file}: {column.shown} ({ours})"
+            place = f"{files[name]}: {column.shown} ({ours})"
             places[f"{name}.{ours}"] = place
             if name == "events":
                 places.setdefault(f"sessions.{ours}", place)
@@ -87,8 +96,7 @@ def _sessions(raw: Raw, part: Part, faults: Faults) -> pa.Table:
 def _events(raw: Raw, part: Part, sessions: pa.Table, catalogue: pa.Table, faults: Faults) -> pa.Table:
     """Events with `session`, the row of their session (-1 if unknown), in the order of the file."""
     given = _ids(raw, part, "session_id")
-    row = pa.array(np.arange(1, len(given) + 1)).cast(pa.string())
-    ids = pc.binary_join_element_wise(given, row, ", row ")
+    ids = pc.binary_join_element_wise(given, raw.rows().cast(pa.string()), ", row ")
     table = {name: convert(raw, column, "events", ids, faults) for name, column in part.columns.items()}
     session = codes(given, sessions["session_id"].combine_chunks())
     faults.add_rows("events.session_id", session < 0, ids, given, "a session of the sessions file")
@@ -144,41 +152,65 @@ def _join(sessions: pa.Table, events: pa.Table) -> pa.Table:
     return sessions
 
 
-def _metadata(columns: ColumnMap, sessions: pa.Table, events: pa.Table, catalogue: pa.Table) -> Metadata:
-    """Names in sorted order; a signal is declared if it was ever given."""
-    given = {
-        name
-        for table in (sessions, events)
-        for name in table.column_names
-        if table[name].null_count < len(table)
-    }
-    reports = {
-        "engagement": {"engagement"},
-        "rating": {"rating"},
-        "valence": {"post_valence", "track_valence"},
-        "arousal": {"post_arousal", "track_arousal"},
-    }
-    context = columns.parts["sessions"].columns.get("context")
-    modes = set(_names(sessions, "mode"))
-    if "modes" in catalogue.column_names:
-        modes |= set(pc.unique(pc.drop_null(pc.list_flatten(catalogue["modes"]))).to_pylist())
-    track = codes(events["track_id"])
-    again = repeated(events["session"].to_numpy() * (track.max(initial=0) + 1) + track) & (track >= 0)
-    return Metadata(
-        name=columns.name,
-        modes=tuple(sorted(modes)),
-        cohorts=tuple(_names(sessions, "cohort")),
-        context=context.names if context else (),
-        repeats=bool(again.any()),
-        embedding=columns.embedding_is,
-        signals={signal: KINDS[signal] for signal, names in reports.items() if given & names},
-    )
+@dataclass
+class _Seen:
+    """What the metadata say of the sessions, part by part."""
+
+    given: set[str] = field(default_factory=set)
+    modes: set[str] = field(default_factory=set)
+    cohorts: set[str] = field(default_factory=set)
+    repeats: bool = False
+
+    def look(self, sessions: pa.Table, events: pa.Table) -> None:
+        """At one more part."""
+        for table in (sessions, events):
+            self.given |= {name for name in table.column_names if table[name].null_count < len(table)}
+        self.modes |= _names(sessions, "mode")
+        self.cohorts |= _names(sessions, "cohort")
+        track = codes(events["track_id"])
+        again = repeated(events["session"].to_numpy() * (track.max(initial=0) + 1) + track) & (track >= 0)
+        self.repeats |= bool(again.any())
+
+    def metadata(self, columns: ColumnMap, catalogue: pa.Table) -> Metadata:
+        """Names in sorted order; a signal is declared if it was ever given."""
+        context, modes = columns.parts["sessions"].columns.get("context"), self.modes
+        if "modes" in catalogue.column_names:
+            modes = modes | set(pc.unique(pc.drop_null(pc.list_flatten(catalogue["modes"]))).to_pylist())
+        return Metadata(
+            name=columns.name,
+            modes=tuple(sorted(modes)),
+            cohorts=tuple(sorted(self.cohorts)),
+            context=context.names if context else (),
+            repeats=self.repeats,
+            embedding=columns.embedding_is,
+            signals={signal: KINDS[signal] for signal, names in _REPORTS.items() if self.given & names},
+        )
 
 
-def _names(table: pa.Table, column: str) -> list[str]:
-    if column not in table.column_names:
-        return []
-    return sorted(pc.unique(pc.drop_null(table[column])).to_pylist())
+def _names(table: pa.Table, column: str) -> set[str]:
+    return set(pc.unique(pc.drop_null(table[column])).to_pylist()) if column in table.column_names else set()
+
+
+class _Kept:
+    """Joined sessions, part by part: of several parts, on disk."""
+
+    def __init__(self, folder: Path, parts: int) -> None:
+        self.folder, self.parts, self.tables = folder, parts, list[pa.Table]()
+
+    def keep(self, sessions: pa.Table) -> None:
+        """One more part."""
+        if self.parts > 1:
+            path = str(self.folder / f"{len(self.tables)}.arrow")
+            with pa.ipc.new_stream(path, sessions.schema) as stream:
+                stream.write_table(sessions)
+            with pa.ipc.open_stream(pa.memory_map(path)) as mapped:
+                sessions = mapped.read_all()
+        self.tables.append(sessions)
+
+    def shards(self) -> Iterator[pa.Table]:
+        """All parts, in shards of whole users."""
+        for sessions in self.tables:
+            yield from _shards(sessions)
 
 
 def _shards(sessions: pa.Table) -> Iterator[pa.Table]:

@@ -181,8 +181,8 @@ class HistoryEncoder(nn.Module):
         self.static_blind_F.copy_(static_F)
 
     def heard(self, track_BL: Tensor, feedback_BL4: Tensor) -> Heard:
-        """Plays as numbers: `track_BL` is -1 at starts, feedback NaN where missing. No tracks and no feedback for
-        a model that may not read them."""
+        """Plays as numbers: `track_BL` is -1 at starts, feedback NaN where missing. No tracks and no feedback
+        for a model that may not read them."""
         play_BL1 = (track_BL >= 0)[..., None].to(self.embedding_KE.dtype)
         track_BLE = F.embedding(track_BL.clamp(min=0), self.embedding_KE) * play_BL1
         if {"past_tracks", "track_embeddings"} & self.without:
