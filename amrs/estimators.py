@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-from sklearn.linear_model import LogisticRegression
 
 from amrs.splits import TRAIN, VALIDATION
 from amrs.targets import Floats, Ints
@@ -158,6 +156,8 @@ def _logistic_path(
     x_MF: Floats, y_M: Floats, fit: Rows, wanted: Rows, grid: Sequence[float]
 ) -> Iterator[Floats]:
     """Probabilities of the wanted rows for each C, (W,)."""
+    from sklearn.linear_model import LogisticRegression  # here, since training asks for folds alone
+
     z_MF = standardise(x_MF, fit)
     for c in grid:
         if _constant(y_M[fit]):
@@ -177,6 +177,8 @@ def _thin(fit: Rows, rng: np.random.Generator) -> Rows:
 
 
 def _model(params: dict[str, float], binary: bool, seed: int, max_iter: int, early_stopping: bool) -> Any:
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
     kind = HistGradientBoostingClassifier if binary else HistGradientBoostingRegressor
     return kind(**params, max_features=0.5, n_iter_no_change=PATIENCE, random_state=seed, max_iter=max_iter,
                 early_stopping=early_stopping)  # fmt: skip

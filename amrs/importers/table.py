@@ -41,6 +41,7 @@ def importer(config: DataConfig, folder: Path) -> None:
     advice = f"{file} says that it is there"
     files = {name: root / part.file for name, part in columns.parts.items()}
     faults = Faults(_source(columns, files, str(root)))
+    folder.mkdir(parents=True, exist_ok=True)
     with delivered(columns, files, advice, folder) as parts, TemporaryDirectory(dir=folder) as scratch:
         catalogue = _catalogue(read_raw(files["catalogue"], advice), columns.parts["catalogue"], faults)
         joined, seen = _Kept(Path(scratch), len(parts)), _Seen()
