@@ -50,12 +50,13 @@ class _Linear(torch.autograd.Function):
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """As F.linear, for x of shape (..., I)."""
+    if not torch.is_grad_enabled() and x.numel() * len(weight_OI) < _SMALL:
+        return F.linear(x, weight_OI, bias_O)
     if not _ONEDNN or x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight_OI, bias_O)
     if not x.numel() or x.ndim < 2 or min(weight_OI.shape) < _NARROW:
         return F.linear(x, weight_OI, bias_O)
-    few = x.numel() < _FEW * x.shape[-1] if torch.is_grad_enabled() else x.numel() * len(weight_OI) < _SMALL
-    if few:
+    if torch.is_grad_enabled() and x.numel() < _FEW * x.shape[-1]:
         return F.linear(x, weight_OI, bias_O)
     if not torch.is_grad_enabled():
         return _product(x, weight_OI, bias_O)
