@@ -40,7 +40,7 @@ def repeated(mind: Mind, index_B: Tensor) -> Mind:
     def again(x: Tensor) -> Tensor:
         return x.index_select(0, index_B.to(x.device))
 
-    slots = [x.expand(2, count, *x.shape[2:]).contiguous() for x in old.slots]
+    slots = [x.index_select(1, index_B.to(x.device)) for x in old.slots]
     cache = Cache(slots, again(old.length_B), again(old.total_BZ), again(old.session_BY))
     return Mind(again(mind.h_BD), cache, again(mind.static_BF), again(mind.mode_B))
 
