@@ -1,5 +1,6 @@
 """One command for every stage: python train.py stage=dpo; --help lists stages and settings."""
 
+import signal
 import sys
 
 from amrs.config import ConfigError, help_text, parse
@@ -9,6 +10,7 @@ def main(argv: list[str]) -> int:
     """Refuse wrong settings at once; torch and lightning are imported only after that."""
     try:
         if (text := help_text(argv)) is not None:
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` reads no further
             print(text)
             return 0
         arguments = parse(argv)

@@ -147,11 +147,10 @@ def test_a_row_too_wide_for_columns_stands_below_its_name() -> None:
     assert max(map(len, lines)) <= compare.WIDTH
 
 
-@pytest.mark.parametrize("module", ["amrs.compare", "amrs.runs"])
-def test_a_reader_that_closes_early_is_no_error(module: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", ["-m amrs.compare {0}/a {0}/b", "-m amrs.runs {0}", "train.py --help"])
+def test_a_reader_that_closes_early_is_no_error(program: str, tmp_path: Path) -> None:
     for name, value in (("a", 0.01), ("b", 0.05)):
         report(value, value, value, value).save(tmp_path / name)
-    given = [tmp_path] if module == "amrs.runs" else [tmp_path / "a", tmp_path / "b"]
-    command = " ".join(map(str, [sys.executable, "-m", module, *given])) + " | true"
+    command = f"{sys.executable} {program.format(tmp_path)} | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stderr == ""
