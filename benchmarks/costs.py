@@ -107,7 +107,7 @@ def _stages(log: SessionDataModule) -> Iterator[tuple[str, Part]]:
 
     yield "preferences", pairs
     log.pairs = _play_pairs(log)
-    module = dpo.DirectPreference(policy.train(), rules, log, None, _config("dpo"))  # type: ignore[arg-type]
+    module = dpo.DirectPreference(policy.train(), rules, log, None, _config("dpo"), 1.0)  # type: ignore[arg-type]
     yield "dpo", _steps(module, log, lambda batch: len(batch.chosen_B))
     sessions = choose_sessions(log, 256, 10, 0, TEST)
     worlds = ImaginedListeners(listeners, log, 10)
