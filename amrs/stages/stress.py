@@ -75,4 +75,6 @@ def prepare(run: Run) -> Trial:
     truth = run.parents["prepare"].folder / "truth"
     platform = load_truth(truth).environment() if truth.exists() else None
     carry = parts.summary["carry"]
-    return Trial(config, data, judge, parts.utility, policies, sessions, platform, part, carry)
+    return Trial(
+        config, data, judge, parts.labeller, parts.utility, policies, sessions, platform, part, carry
+    )

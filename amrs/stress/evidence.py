@@ -12,7 +12,7 @@ from amrs.fidelity import GRID_G, held_out_labels, predict, predict_usual
 from amrs.outcomes import choose_sessions
 from amrs.policies import NeuralPolicy
 from amrs.report import Row
-from amrs.splits import LABELLER, TRAIN
+from amrs.splits import JUDGE, TRAIN
 from amrs.stress import later
 from amrs.stress.confounding import logged_effects, weighted_slope
 from amrs.stress.trial import Trial
@@ -72,19 +72,26 @@ def _weighted_slopes(trial: Trial) -> list[Row]:
 
 
 def _late_slope(trial: Trial) -> list[Row]:
-    """Whether later reports take back what the judge says that earlier sessions gave.
+    """Whether later reports take back what earlier sessions gave, by the usual effects of their tracks.
 
-    Of all listeners whom the judge did not learn from: the few who are judged have too few sessions to tell.
+    Of training users, too: those who are judged have too few sessions to tell. A model that did not learn
+    from the listener is asked: the labeller for the judge's training users, the judge for all others.
     """
-    data, flat, draws = trial.data, trial.data.flat, trial.config.evaluate.bootstrap
+    data, flat, seed = trial.data, trial.data.flat, trial.config.seed
     if "valence" not in data.log.metadata.signals:
         return []
     report_S, user_S = flat.pre_report_S2[:, 0].double().numpy(), flat.user_S.numpy()
-    other_S = (data.part_S == TRAIN) & (data.half_U[flat.user_S] == LABELLER)
-    keep_S = ((data.part_S == trial.part) | other_S).numpy()
-    effect_MK = later.usual_effects(trial.judge, data, data.rows(trial.part), trial.config.seed)
-    past_S = later.earlier(later.session_effects(data, effect_MK), user_S)
-    slope = later.late_slope(report_S[keep_S], past_S[keep_S], user_S[keep_S], draws, trial.config.seed)
+    judge_S, labeller_S = (
+        later.earlier(
+            later.session_effects(data, later.usual_effects(model, data, data.rows(trial.part), seed)), user_S
+        )
+        for model in (trial.judge, trial.labeller)
+    )
+    training_S = (data.part_S == TRAIN).numpy()
+    past_S = np.where(training_S & (data.half_U[flat.user_S] == JUDGE).numpy(), labeller_S, judge_S)
+    keep_S = training_S | (data.part_S == trial.part).numpy()
+    draws = trial.config.evaluate.bootstrap
+    slope = later.late_slope(report_S[keep_S], past_S[keep_S], user_S[keep_S], draws, seed)
     if slope is None:
         return []
     return [Row("stress", "world_model", "valence", "late_slope", "mean", "all", *slope, "points per point")]

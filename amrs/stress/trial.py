@@ -30,6 +30,8 @@ class Trial:
     config: Config
     data: SessionDataModule
     judge: WorldModel
+    labeller: WorldModel
+    """Asked only where users from whom the judge learnt are looked at."""
     utility: Utility
     policies: Mapping[str, Policy]
     """By name; Copycat is among them."""
