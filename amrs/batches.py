@@ -64,6 +64,8 @@ class PairBatch(NamedTuple):
     ref_rejected_B: Tensor
     others_BJ: Tensor
     """More rejected tracks of the pair, -1 for none; J may be 0."""
+    du_others_BJ: Tensor
+    """Predicted utility of chosen minus each of those."""
     ref_others_BJ: Tensor
     pairs: Tensor
     """Pairs in the whole optimiser step, per process and micro-batch."""

@@ -259,7 +259,7 @@ class SessionDataModule(lightning.LightningDataModule):
         return PairBatch(
             prefix, played_BT, columns["chosen"], columns["rejected"], columns["du"], columns["ref_chosen"],
             columns["ref_rejected"], columns.get("others", none_B0.long()),
-            columns.get("ref_others", none_B0), torch.tensor(count),
+            columns.get("du_others", none_B0), columns.get("ref_others", none_B0), torch.tensor(count),
         )  # fmt: skip
 
 

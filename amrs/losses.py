@@ -87,6 +87,24 @@ def s_dpo_loss(
     return -F.logsigmoid(margin_P), margin_P.detach()
 
 
+def list_dpo_loss(
+    chosen_P: Tensor, rejected_PJ: Tensor, du_PJ: Tensor, beta: float, tau: float
+) -> tuple[Tensor, Tensor]:
+    """Soft DPO of a list: cross-entropy of softmax(beta x log-ratio) with softmax(u / tau), and the margin.
+
+    Softmax over chosen and rejected, as in list-wise preference optimisation (LiPO: Liu et al. 2024). Its
+    optimum is that of `dpo_loss`, log-ratio = u / (beta tau) + const; with J = 1 it is `dpo_loss`. The best
+    and the worst of many draws differ in every signal at once, so that a pair hardly says how much each
+    counts; a list does. `du_PJ` is the utility of chosen minus each rejected; a rejected of -inf is none.
+    """
+    zero_P1 = torch.zeros_like(chosen_P)[:, None]
+    none_PJ = rejected_PJ == -torch.inf
+    label_PL = torch.cat([zero_P1, (-du_PJ / tau).masked_fill(none_PJ, -torch.inf)], 1).softmax(-1)
+    log_p_PL = (beta * torch.cat([chosen_P[:, None], rejected_PJ], 1)).log_softmax(-1)
+    loss_P = -torch.where(label_PL > 0, label_PL * log_p_PL.masked_fill(label_PL == 0, 0.0), 0.0).sum(-1)
+    return loss_P, (beta * (chosen_P - rejected_PJ[:, 0])).detach()
+
+
 DPO_LOSSES = {
     "soft": dpo_loss,
     "hard": hard_dpo_loss,
@@ -94,11 +112,14 @@ DPO_LOSSES = {
     "ipo": ipo_loss,
     "regression": regression_loss,
     "s_dpo": s_dpo_loss,
+    "list": list_dpo_loss,
 }
 
 
-TEMPERED = ("soft", "regression")
+TEMPERED = ("soft", "regression", "list")
 """Losses that read dU / tau."""
+LISTED = ("s_dpo", "list")
+"""Losses that see several rejected tracks at once: (P, J) of them and of dU."""
 
 
 def kl_divergence(log_p_PK: Tensor, log_q_PK: Tensor) -> Tensor:

@@ -42,6 +42,8 @@ class Pairs:
     """Predicted utility of chosen minus rejected."""
     others_BJ: Tensor
     """More rejected tracks, all worse than the chosen; -1 for none. J may be 0."""
+    du_others_BJ: Tensor
+    """Predicted utility of chosen minus each of those."""
 
     def __getitem__(self, keep_B: Tensor) -> "Pairs":
         return Pairs(*(getattr(self, name)[keep_B] for name in self.__dataclass_fields__))
@@ -213,7 +215,7 @@ def _in_chunks(source: Labelling, token_N: Tensor, make: Callable[[Labelling, Te
     found = source.share("pairs", len(chunks), unit)
     if not found:
         empty = torch.zeros(0, dtype=torch.int64)
-        return Pairs(empty, empty, empty, empty, torch.zeros(0), empty[:, None][:, :0])
+        return Pairs(empty, empty, empty, empty, torch.zeros(0), empty[:, None][:, :0], torch.zeros(0, 0))
     pairs = Pairs(*(torch.cat(parts) for parts in zip(*found, strict=True)))
     return pairs[pairs.du_B > 0]
 
@@ -241,7 +243,9 @@ def _best_and_worst(
     chosen_B = sorted_BC[:, -1]
     others_BJ = sorted_BC[:, 1 : source.config.rejected]
     others_BJ = others_BJ.masked_fill(others_BJ == chosen_B[:, None], -1)
-    return Pairs(row_B, step_B, chosen_B, sorted_BC[:, 0], u_BC[:, -1] - u_BC[:, 0], others_BJ)
+    du_BC = u_BC[:, -1:] - u_BC
+    return Pairs(row_B, step_B, chosen_B, sorted_BC[:, 0], du_BC[:, 0], others_BJ,
+                 du_BC[:, 1 : source.config.rejected])  # fmt: skip
 
 
 def _corrections(source: Labelling, token_B: Tensor) -> Pairs:
@@ -262,7 +266,8 @@ def _corrections(source: Labelling, token_B: Tensor) -> Pairs:
     du_B = u_BC.gather(1, best_B)[:, 0] - u_BC[:, 0]
     du_B = du_B.where(legal_BC.any(1), -1.0)
     none_B0 = rejected_B[:, None][:, :0]
-    return Pairs(row_B, step_B, candidate_BC.gather(1, best_B)[:, 0], rejected_B, du_B, none_B0)
+    chosen_B = candidate_BC.gather(1, best_B)[:, 0]
+    return Pairs(row_B, step_B, chosen_B, rejected_B, du_B, none_B0, none_B0.float())
 
 
 SAMPLERS: dict[str, Callable[[Labelling, Tensor], Pairs]] = {

@@ -215,7 +215,8 @@ def dpo_variants(config: Config) -> dict[str, Config]:
     for name in config.evaluate.dpo:
         sampler, _, loss = name.partition(":")
         loss = loss or config.dpo.loss
-        rejected = max(config.preferences.rejected, _REJECTED) if loss == "s_dpo" else 1
+        several = {"s_dpo": max(config.preferences.rejected, _REJECTED), "list": config.preferences.draws - 1}
+        rejected = several.get(loss, 1)
         pairs: dict[str, Any] = {"sampler": sampler, "policy": None, "rejected": rejected}
         section: dict[str, Any] = {"loss": loss}
         found[f"dpo:{name}"] = replace(

@@ -132,6 +132,12 @@ def test_more_rejected_tracks_are_the_next_worst_and_never_the_chosen(data: Sess
     pairs = margin(labelling(data, rejected=3), data.rows(TRAIN))
     assert pairs.others_BJ.shape[1] == 2
     assert not (pairs.others_BJ == pairs.chosen_B[:, None]).any()
+    source = labelling(data)
+    asked_B3 = torch.cat([pairs.chosen_B[:, None], pairs.others_BJ.clamp(min=0)], 1)
+    u_B3 = candidate_utility(source.model, source.utility, data, pairs.row_B, pairs.step_B, asked_B3)
+    named_B2 = pairs.others_BJ >= 0
+    expected_B2 = (u_B3[:, :1] - u_B3[:, 1:])[named_B2]
+    torch.testing.assert_close(pairs.du_others_BJ[named_B2], expected_B2, atol=1e-4, rtol=1e-4)
 
 
 def test_a_band_holds_the_middle_of_what_the_members_would_draw(data: SessionDataModule) -> None:

@@ -128,6 +128,7 @@ def test_copycats_loss_is_that_of_a_policy_equal_to_it(loss: str) -> None:
     found = torch.tensor([[-1.0, -4.0], [-2.5, 0.0]])
     batch: Any = SimpleNamespace(
         ref_chosen_B=chosen_B, ref_rejected_B=chosen_B - 1, others_BJ=others_BJ, ref_others_BJ=found,
+        du_others_BJ=torch.tensor([[0.2, 0.1], [1.0, 0.0]]),
         du_B=torch.tensor([0.5, 2.0]),
     )  # fmt: skip
     line.log_probs = lambda _: (chosen_B, chosen_B - 1, found)  # type: ignore[method-assign]

@@ -30,10 +30,10 @@ def test_variants_share_all_but_what_differs() -> None:
     assert settings["dpo:credited"] == ("credited", "soft")
 
 
-def test_s_dpo_gets_several_rejected_and_the_others_one() -> None:
-    config = load(["stage=evaluate", "evaluate.dpo=[margin:s_dpo,margin:ipo]"])
+def test_s_dpo_gets_several_rejected_a_list_all_and_the_others_one() -> None:
+    config = load(["stage=evaluate", "evaluate.dpo=[margin:s_dpo,margin:ipo,margin:list]"])
     found = dpo_variants(config)
-    assert [part.preferences.rejected for part in found.values()] == [4, 1]
+    assert [part.preferences.rejected for part in found.values()] == [4, 1, 15]
 
 
 def test_a_variant_is_stressed_and_can_be_exported() -> None:

@@ -13,6 +13,7 @@ from amrs.losses import (
     hard_dpo_loss,
     ipo_loss,
     kl_divergence,
+    list_dpo_loss,
     regression_loss,
     s_dpo_loss,
 )
@@ -125,3 +126,23 @@ def test_the_best_margins_are_those_of_the_tilted_reference(name: str) -> None:
 
     optimiser.step(closure)
     torch.testing.assert_close(logit.detach().softmax(0), (log_q + u / tau).softmax(0), atol=1e-3, rtol=0)
+
+
+def test_a_list_of_two_is_soft_dpo_and_a_missing_one_is_none() -> None:
+    chosen, rejected, du = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    expected = dpo_loss(chosen, rejected, du, 0.3, 1.7)[0]
+    torch.testing.assert_close(list_dpo_loss(chosen, rejected[:, None], du[:, None], 0.3, 1.7)[0], expected)
+    padded = torch.stack([rejected, torch.full((5,), -torch.inf)], 1)
+    twice = torch.stack([du, du], 1)
+    torch.testing.assert_close(list_dpo_loss(chosen, padded, twice, 0.3, 1.7)[0], expected)
+
+
+def test_the_best_list_is_the_tilted_reference() -> None:
+    u, tau, beta = torch.tensor([[0.0, 0.5, 1.5, -1.0]]), 1.7, 0.5
+    best = u / tau / beta
+    ratio = (best + 3.0).clone().requires_grad_()  # a constant does not matter
+    loss_P, margin_P = list_dpo_loss(ratio[:, 0], ratio[:, 1:], u[:, :1] - u[:, 1:], beta, tau)
+    (gradient,) = torch.autograd.grad(loss_P.sum(), ratio)
+    assert gradient.abs().max() < 1e-6 and margin_P.item() == pytest.approx(-0.5 / tau)
+    label = (u / tau).softmax(1)
+    assert loss_P.item() == pytest.approx(float(-(label * label.log()).sum()))

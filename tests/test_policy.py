@@ -123,7 +123,8 @@ def test_pairs_are_scored_under_the_mode_of_their_own_session(
     row_B, step_B, rejected_B = flat.session_N[token_B], flat.step_N[token_B] - 1, flat.track_N[token_B]
     log_p_BK = next_track_log_probs(model, data, rules, row_B, step_B)
     chosen_B = log_p_BK.scatter(1, rejected_B[:, None], -torch.inf).argmax(1)
-    pairs = Pairs(row_B, step_B, chosen_B, rejected_B, torch.ones(len(row_B)), rejected_B[:, None][:, :0])
+    pairs = Pairs(row_B, step_B, chosen_B, rejected_B, torch.ones(len(row_B)), rejected_B[:, None][:, :0],
+                  torch.zeros(len(row_B), 0))  # fmt: skip
     reference_B2 = _reference(model, data, rules, pairs)
     data.pairs = {"row": row_B, "step": step_B, "chosen": chosen_B, "rejected": rejected_B, "du": pairs.du_B,
                   "ref_chosen": reference_B2[:, 0], "ref_rejected": reference_B2[:, 1],

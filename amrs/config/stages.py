@@ -8,7 +8,7 @@ from amrs.config.checks import check
 Input = Literal["past_feedback", "pre_report", "context", "mode", "past_tracks", "track_embeddings"]
 SignalName = Literal["engagement", "rating", "valence", "arousal"]
 Sampler = Literal["margin", "corrective", "credited", "best_worst", "on_policy"]
-Loss = Literal["soft", "hard", "conservative", "ipo", "regression", "s_dpo"]
+Loss = Literal["soft", "hard", "conservative", "ipo", "regression", "s_dpo", "list"]
 
 
 @dataclass
@@ -119,7 +119,7 @@ class PreferencesConfig:
     histories: int = 6000
     """Plays of training and validation users at which pairs are made (margin), 1 or more."""
     rejected: int = 1
-    """Rejected tracks a pair, the worst of the draws (margin); more than 1 is for dpo.loss=s_dpo."""
+    """Rejected tracks a pair, the worst of the draws (margin); more than 1 is for dpo.loss=s_dpo and list."""
     draws: int = 16
     """Tracks drawn from Copycat as candidates (margin), 2 or more."""
     margin: float = 1.0
@@ -154,7 +154,8 @@ class PreferencesConfig:
 class DpoConfig:
     loss: Loss = "soft"
     """DPO with labels sigma(dU / tau), with labels 1 (no finite optimum) or .9; IPO; regression of the
-    log-ratios on dU / tau; S-DPO (several rejected, see preferences.rejected)."""
+    log-ratios on dU / tau; S-DPO and soft labels of a whole list (see preferences.rejected: 15 lists all of
+    16 draws)."""
     beta: float = 1.0
     """Inverse temperature of DPO, above 0; larger keeps the policy nearer its reference."""
     tau: float | None = None
@@ -270,7 +271,8 @@ class EvaluateConfig:
     """Policies to compare; Copycat always is, production only where there is a platform."""
     dpo: list[str] = field(default_factory=list)
     """More DPO policies to compare and to stress, each SAMPLER or SAMPLER:LOSS (as in preferences.sampler and
-    dpo.loss), trained where they are missing; [corrective:hard,credited]. s_dpo takes the worst 4 draws."""
+    dpo.loss), trained where they are missing; [corrective:hard,credited]. s_dpo takes the worst 4 draws,
+    list all of them."""
     front: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
     """front: shares in [0, 1] of the weight on valence and arousal together that valence gets, 2 or more."""
     off_policy: OffPolicyConfig = field(default_factory=OffPolicyConfig)

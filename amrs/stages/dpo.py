@@ -17,7 +17,7 @@ from amrs.data import SessionDataModule
 from amrs.guidance import boltzmann
 from amrs.lineup import Parts, guided
 from amrs.listeners import ImaginedListeners
-from amrs.losses import DPO_LOSSES, TEMPERED
+from amrs.losses import DPO_LOSSES, LISTED, TEMPERED
 from amrs.models.policy import PolicyModel
 from amrs.noise import hash_keys, uniform
 from amrs.policies import NeuralPolicy
@@ -130,14 +130,9 @@ class DirectPreference(ShardedModule):
         return found[:, 0], found[:, 1], found[:, 2:]
 
     def _losses(self, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        section = self.config.dpo
         chosen_B, rejected_B, others_BJ = self.log_probs(batch)
         ratio_B, other_B = chosen_B - batch.ref_chosen_B, rejected_B - batch.ref_rejected_B
-        rejected = other_B
-        if section.loss == "s_dpo":
-            more_BJ = (others_BJ - batch.ref_others_BJ).masked_fill(batch.others_BJ < 0, -torch.inf)
-            rejected = torch.cat([other_B[:, None], more_BJ], 1)
-        loss_B, margin_B = DPO_LOSSES[section.loss](ratio_B, rejected, batch.du_B, section.beta, self.tau)
+        loss_B, margin_B = self._compared(batch, ratio_B, other_B, others_BJ - batch.ref_others_BJ)
         return loss_B, margin_B, ratio_B, other_B
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
@@ -152,12 +147,19 @@ class DirectPreference(ShardedModule):
 
     def _copycat_losses(self, batch: PairBatch) -> Tensor:
         """What the loss of these pairs is where the policy is Copycat: every log-ratio is 0."""
-        section, none_B = self.config.dpo, torch.zeros_like(batch.ref_chosen_B)
-        rejected = none_B
-        if section.loss == "s_dpo":
-            others_BJ = torch.zeros_like(batch.ref_others_BJ).masked_fill(batch.others_BJ < 0, -torch.inf)
-            rejected = torch.cat([none_B[:, None], others_BJ], 1)
-        return DPO_LOSSES[section.loss](none_B, rejected, batch.du_B, section.beta, self.tau)[0]
+        none_B, none_BJ = torch.zeros_like(batch.ref_chosen_B), torch.zeros_like(batch.ref_others_BJ)
+        return self._compared(batch, none_B, none_B, none_BJ)[0]
+
+    def _compared(
+        self, batch: PairBatch, chosen_B: Tensor, rejected_B: Tensor, others_BJ: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and margin (B,) from the log-ratios."""
+        section, rejected, du = self.config.dpo, rejected_B, batch.du_B
+        if section.loss in LISTED:
+            more_BJ = others_BJ.masked_fill(batch.others_BJ < 0, -torch.inf)
+            rejected = torch.cat([rejected_B[:, None], more_BJ], 1)
+            du = torch.cat([batch.du_B[:, None], batch.du_others_BJ], 1)
+        return DPO_LOSSES[section.loss](chosen_B, rejected, du, section.beta, self.tau)
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Sums and counts."""

@@ -139,6 +139,7 @@ def _store(folder: Path, pairs: Pairs, reference: Tensor, data: SessionDataModul
         "ref_chosen": reference[:, 0].tolist(),
         "ref_rejected": reference[:, 1].tolist(),
         "others": pairs.others_BJ.tolist(),
+        "du_others": pairs.du_others_BJ.tolist(),
         "ref_others": reference[:, 2:].tolist(),
         "part": part_B.tolist(),
     }
@@ -176,5 +177,5 @@ def load_pairs(folder: Path) -> dict[str, Tensor]:
     names = ("row", "step", "chosen", "rejected", "du", "ref_chosen", "ref_rejected", "part")
     found = {name: torch.as_tensor(table[name][:]) for name in names}
     if len(table) and len(table[0]["others"]):
-        found |= {name: torch.stack(list(table[name][:])) for name in ("others", "ref_others")}
+        found |= {name: torch.stack(list(table[name][:])) for name in ("others", "du_others", "ref_others")}
     return found
