@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from amrs.report import Report, ReportError, Row, finite_rows, load, over_splits, terminal_table
+from amrs.report import Report, ReportError, Row, figures, finite_rows, load, over_splits, terminal_table
 from amrs.report.page import render
 from amrs.report.words import _and, gain_findings, gain_sentence, model_findings, number
 
@@ -279,6 +279,30 @@ def test_calibration_and_horizons_are_drawn_with_their_intervals():
     (curve,), (ahead,) = reliability_panels(Report(rows, {})), horizon_panels(Report(rows, {}))
     assert "predicted 0.40, observed 0.500 [0.400, 0.600]" in curve.alt
     assert ahead.alt.count("0.100 [0.080, 0.120]") == 2 and "30" in ahead.title
+
+
+def test_studies_of_effects_ceilings_and_cold_start_have_figures_and_tables():
+    keys = {"section": "fidelity", "subject": "world_model", "unit": "fraction"}
+    rows = fidelity_rows()
+    for users, value in ((80, 0.11), (240, 0.19), (751, 0.27)):
+        rows.append(row(**keys, metric="r2", group=f"users:{users}", **around(value, 0.05)))
+        rows.append(row(**keys, metric="effect_slope", group=f"users:{users}", **around(2 * value, 0.1)))
+    rows.append(row(**keys, metric="share_of_ceiling", value=0.913, low=None, high=None))
+    rows.append(row(**{**keys, "subject": "history_ceiling"}, metric="r2", value=0.296, low=None, high=None))
+    rows.append(row(**keys, metric="slope_coverage", **around(0.933, 0.06)))
+    rows.append(row(**keys, metric="uplift_slope", group="world:mean", **around(0.288, 0.03)))
+    rows.append(row(**keys, metric="r2", group="reports:5+", **around(0.377, 0.05)))
+    rows.append(
+        row(**{**keys, "subject": "best_baseline"}, metric="r2", group="reports:5+", **around(0.355, 0.05))
+    )
+    rows.append(row(**keys, metric="too_few_users", group="reports:0", value=7.0, low=None, high=None))
+    html = render(Report(rows, {}))
+    (curve,) = figures.learning_panels(Report(rows, {}))
+    assert "Users: 751 0.270" in curve.alt and "ten times the users 0.296" in curve.alt
+    assert curve.svg in html.replace("\r", "")
+    for figure in ("0.540", "0.913", "0.933", "0.288", "0.377", "0.355", "too small for a claim"):
+        assert figure in html
+    assert figures.learning_panels(Report(fidelity_rows(), {})) == []
 
 
 def test_a_panel_is_a_picture_of_its_own_in_a_notebook(full):

@@ -34,7 +34,7 @@ class WorldModelConfig:
     batch_size: int = 32
     """Windows per optimiser step, over all ranks and accumulation steps."""
     max_steps: int = 300
-    """Optimiser steps."""
+    """Optimiser steps; no more than 64 passes over the training users, unless trainer.max_steps says so."""
     learning_rate: float = 2e-3
     """Peak of the one-cycle schedule."""
     weight_decay: float = 0.5

@@ -1,5 +1,6 @@
 """Figures of the page: which rows of a report go into which panel."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ _BEFORE_AFTER = {"world_model": ("model", "o"), "recalibrated": ("other", "^")}
 """Colour and marker of the world model and of it recalibrated."""
 _SOURCES = {"log": ("other", "o"), "random": ("model", "D")}
 """Colour and marker of what replays are held against: the log, or the truth of random tracks."""
+_CEILINGS = ("full_information", "history_ceiling")
 
 
 def fidelity_panels(report: Report) -> list[Panel]:
@@ -139,6 +141,38 @@ def horizon_panels(report: Report) -> list[Panel]:
         axes.set_ylabel("error (scale points)")
         title = f"{label(signal)}, {counts(rows)}"
         panels.append(panel(title, figure, f"Error of {signal} by tracks ahead", rows, by="group"))
+    return panels
+
+
+def learning_panels(report: Report) -> list[Panel]:
+    """Each signal's main figure by the number of training users, with both ceilings as dashed lines."""
+    panels = []
+    for signal, metric in MAIN_FIT:
+        found = [row for row in report.rows if row.section == "fidelity" and row.split == "mean"
+                 and (row.signal, row.metric) == (signal, metric)]  # fmt: skip
+        rows = [row for row in found if row.subject == "world_model"
+                and re.fullmatch(r"users:\d+", row.group)]  # fmt: skip
+        if len(rows) < 2:
+            continue
+        rows.sort(key=lambda row: int(row.group.partition(":")[2]))
+        ceilings = [row for row in found if row.group == "all" and row.subject in _CEILINGS]
+        figure, axes = canvas(2.6)
+        axes.set_xscale("log")
+        places = [int(row.group.partition(":")[2]) for row in rows]
+        for place, row in zip(places, rows, strict=True):
+            standing(axes, row, place, "model", "D")
+        axes.plot(places, [row.value for row in rows], color=PLACEHOLDERS["model"], linewidth=0.8)
+        for row in ceilings:
+            axes.axhline(row.value, **DASHED)
+            axes.annotate(label(row.subject), (places[0], row.value), fontsize=8, va="bottom")
+        axes.set_xticks(places, [f"{place:,}" for place in places])
+        axes.set_xticks([], minor=True)
+        axes.set_xlabel("training users")
+        axes.set_ylabel("AUROC" if metric == "auroc" else "R2")
+        words = f"{label(signal)} {label(metric)} by training users"
+        alt = "; ".join(f"{label(row.group)} {cell(row)}" for row in rows)
+        alt += "".join(f"; {label(row.subject)} {cell(row)}" for row in ceilings)
+        panels.append(drawn(f"{label(signal)}, {counts(rows)}", figure, f"{words}: {alt}."))
     return panels
 
 

@@ -103,7 +103,14 @@ def _model(report: Report) -> list[Part]:
         _part("Are predicted distributions the right width?", prose.PIT, figures.pit_panels(report)),
         _part("", prose.REST, (), tables.fidelity_rest(report)),
         _part("How far ahead?", prose.HORIZON, figures.horizon_panels(report)),
-        _part("For whom?", "", (), tables.fidelity_groups(report)),
+        _part("Are predicted effects of tracks real?", prose.EFFECTS, (), *tables.effect_tables(report)),
+        _part(
+            "How much would more listeners help?",
+            prose.LEARNING,
+            figures.learning_panels(report),
+            tables.ceiling_table(report),
+        ),
+        _part("For whom?", "", (), *tables.fidelity_groups(report)),
         _part("What each part contributes", "", (), tables.ablation_table(report)),
         _part("Studies of trust", prose.TRUST, (), *tables.trust_tables(report)),
     ]

@@ -47,6 +47,18 @@ NO_HORIZON = (
     " How many tracks ahead it may be followed was not measured for this page: evaluate.studies=[rollouts] "
     "adds it."
 )
+EFFECTS = (
+    "What choosing can change: the outcome of other tracks for the same listener, state and mode. The effect "
+    "slope is that of the true on the predicted effect (platform only); 1 says that predicted effects come "
+    "true, less than 1 that too much is promised. The uplift slope asks the same of logs, where the truth is "
+    "unknown. In small worlds with a known truth its 95 % interval should hold the true slope in 95 of 100 "
+    "worlds, and the same regression among all other listeners as often."
+)
+LEARNING = (
+    "The same model trained on the logs of fewer and of more listeners. The dashed ceilings: predictions "
+    "from the listener's true state, and the learning curve read at ten times the users, an estimate of "
+    "what histories allow at all."
+)
 TRUST = (
     "Disagreement is the standard deviation between the members' expectations: what more listeners would "
     "remove. The trusted horizon is the last number of tracks up to which the 90 % upper bound of the error"

@@ -79,13 +79,52 @@ def ablation_table(report: Report) -> Table | None:
     return _grid(report, "fidelity", ("world_model", "ablation"), MAIN_FIT, "What each part contributes")
 
 
-def fidelity_groups(report: Report) -> Table | None:
-    """The world model's fit by cohort, mode and what is known."""
-    rows = [
-        row for row in report.rows if row.section == "fidelity" and row.subject == "world_model" and
-        row.split == "mean" and row.group != "all" and (row.signal, row.metric) in MAIN_FIT
-    ]  # fmt: skip
-    return _by_group(rows, MAIN_FIT, "Fit of the world model by group")
+def fidelity_groups(report: Report) -> list[Table]:
+    """Fit by cohort, mode and what is known, of the world model and what it is held against; then the groups
+    that are too small for a figure."""
+    too_few = tuple((signal, "too_few_users") for signal, _ in MAIN_FIT)
+    wanted = (
+        ("world_model", MAIN_FIT, "Fit of the world model by group"),
+        ("track_blind", MAIN_FIT, "The same, track-blind"),
+        ("best_baseline", MAIN_FIT, "The same, best baseline on validation users"),
+        ("ablation:artists", MAIN_FIT, "The same by a world model that learned nothing of these artists"),
+        ("world_model", too_few, "Users of groups that are too small for a claim"),
+    )
+    found = (
+        _by_group([row for row in _fidelity(report, subject) if row.group not in ("all", "world:mean")
+                   and not row.group.startswith("users:")], pairs, caption)
+        for subject, pairs, caption in wanted
+    )  # fmt: skip
+    return [table for table in found if table]
+
+
+def effect_tables(report: Report) -> list[Table]:
+    """True effects of tracks by training users, and how the uplift slope fares where the truth is known."""
+    rows = _fidelity(report, "world_model")
+    found = (
+        _by_group([row for row in rows if row.group.partition(":")[0] in kinds],
+                  [(signal, metric) for metric in metrics for signal, _ in MAIN_FIT], caption)
+        for kinds, metrics, caption in (
+            (("users",), ("effect_slope", "effect_correlation"), "True effects of tracks by training users"),
+            (("all", "compared"), ("slope_coverage",), "Small worlds whose interval holds the true slope"),
+            (("world",), ("uplift_slope", "effect_slope"), "Mean slopes over the small worlds"),
+        )
+    )  # fmt: skip
+    return [table for table in found if table]
+
+
+def ceiling_table(report: Report) -> Table | None:
+    """The learning curve, and the share of what histories allow that is reached."""
+    pairs = [*MAIN_FIT, *((signal, "share_of_ceiling") for signal, _ in MAIN_FIT)]
+    rows = [row for row in _fidelity(report, "world_model") if row.group.startswith("users:")
+            or row.metric == "share_of_ceiling"]  # fmt: skip
+    return _by_group(rows, pairs, "By training users, and the share of the ceiling that is reached")
+
+
+def _fidelity(report: Report, subject: str) -> list[Row]:
+    """Means over splits of one subject, of all groups."""
+    return [row for row in report.rows if row.section == "fidelity" and row.subject == subject
+            and row.split == "mean"]  # fmt: skip
 
 
 _TRUST = (
@@ -99,8 +138,14 @@ _TRUST = (
     (("horizon",), ("rollout_error", "rollout_bias"), "world_model", "Error of replays by horizon"),
     (("compared",), ("distance_w1", "told_apart"), "world_model", "Simulated sessions against logged ones"),
     (("compared",), ("distance_w1", "told_apart"), "production", "The platform's own sessions, drawn again"),
+    (("horizon",), ("rollout_excess", "rollout_members_sd", "rollout_samples_sd"), "world_model",
+     "What rolling out adds, and bands over members and samples"),
     (("missing",), ("report_mean_reported", "report_mean_weighted", "report_mean_true"), "world_model",
      "Mean report: of those given, weighted, and of all"),
+    (("missing",), ("r2_reported", "r2_weighted", "r2_true"), "world_model",
+     "R2: of reports given, weighted, and of all"),
+    (("missing",), ("report_mean_nearer", "r2_nearer"), "world_model",
+     "How much nearer to the truth the weighted figure is"),
     (("gamma",), ("report_mean_bounds", "r2_bounds"), "world_model",
      "Bounds if the odds of a report differ by a factor from those predicted"),
 )  # fmt: skip
@@ -112,9 +157,8 @@ def trust_tables(report: Report) -> list[Table]:
     tables = []
     for kinds, metrics, subject, caption in _TRUST:
         rows = [
-            row for row in report.rows
-            if row.section == "fidelity" and row.split == "mean" and row.subject == subject
-            and row.metric in metrics and row.group.partition(":")[0] in kinds
+            row for row in _fidelity(report, subject)
+            if row.metric in metrics and row.group.partition(":")[0] in kinds
         ]  # fmt: skip
         signals = dict.fromkeys(row.signal for row in rows)
         pairs = [(signal, metric) for metric in metrics for signal in signals]

@@ -1,7 +1,7 @@
 """Train the world model: an ensemble on all training users, or on the labeller's or judge's half."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from amrs.training import LAST, RatioOfSums, fit, linear_schedule, load_weights
 
 _WEIGHT = {"start_valence": 0.5, "start_arousal": 0.5, "end_valence": 0.5, "end_arousal": 0.5, "play": 0.0}
 """Weights of labels in the loss; 1 where not named."""
+_PASSES = 64
+"""Most passes over the training users' windows. A few dozen users would be passed hundreds of times in the
+steps that a thousand users need, and two or three validation users cannot say when to stop."""
 
 
 class WorldModelTraining(ShardedModule):
@@ -111,6 +114,9 @@ def run(run: Run, folder: Path) -> None:
     if section.withheld_artists:
         artists, split = data.log.catalogue["artist"][:], config.data.split
         data.withhold(withheld_artists(artists, section.withheld_artists, split.seed))
+    most = max(_PASSES * data.units(TRAIN) // section.batch_size, 1)
+    section = replace(section, max_steps=min(section.max_steps, most))
+    config = replace(config, world_model=section)
     model = build(section.members, section.components, config.model, data, section.without)
     for member in model.ensemble:
         member.encoder.fit_statistics(data.flat.static_SF[data.rows(TRAIN)])
