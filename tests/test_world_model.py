@@ -10,11 +10,12 @@ from tiny_logs import METADATA, letters, opened, random_log, session, world_mode
 
 from amrs.batches import Batch
 from amrs.config.groups import ModelConfig
+from amrs.config.stages import WorldModelConfig
 from amrs.data import SessionDataModule
 from amrs.histories import BLIND_TO, LABELS, TARGETS, static_names
 from amrs.models.world_model import masked_sums
 from amrs.splits import TRAIN
-from amrs.stages.world_model import build, label_counts, label_weights
+from amrs.stages.world_model import build, few_passes, label_counts, label_weights
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +188,9 @@ def test_a_model_of_one_signal_is_trained_on_its_labels_alone() -> None:
         "valence", "start_valence", "end_valence"
     }  # fmt: skip
     assert label_weights(None)["rating"] == 1 and label_weights(None)["play"] == 0
+
+
+def test_few_users_are_passed_64_times_at_most() -> None:
+    """27 windows, 32 a step: 64 passes are 54 steps. A thousand users take all that they are given."""
+    section = WorldModelConfig(batch_size=32, max_steps=300)
+    assert [few_passes(section, windows).max_steps for windows in (0, 27, 1100)] == [1, 54, 300]

@@ -13,6 +13,7 @@ from amrs.bags import Bags
 from amrs.batches import Batch
 from amrs.config.graph import Config
 from amrs.config.groups import ModelConfig
+from amrs.config.stages import WorldModelConfig
 from amrs.data import SessionDataModule
 from amrs.histories import BLIND_TO, LABELS, static_names
 from amrs.linear_start import start_linear
@@ -106,6 +107,12 @@ def build(
     return made
 
 
+def few_passes(section: WorldModelConfig, windows: int) -> WorldModelConfig:
+    """The section with no more steps than `_PASSES` passes over so many windows take."""
+    most = max(_PASSES * windows // section.batch_size, 1)
+    return replace(section, max_steps=min(section.max_steps, most))
+
+
 def run(run: Run, folder: Path) -> None:
     """Train to `folder`/checkpoints."""
     config, section = run.config, run.config.world_model
@@ -114,8 +121,7 @@ def run(run: Run, folder: Path) -> None:
     if section.withheld_artists:
         artists, split = data.log.catalogue["artist"][:], config.data.split
         data.withhold(withheld_artists(artists, section.withheld_artists, split.seed))
-    most = max(_PASSES * data.units(TRAIN) // section.batch_size, 1)
-    section = replace(section, max_steps=min(section.max_steps, most))
+    section = few_passes(section, data.units(TRAIN))
     config = replace(config, world_model=section)
     model = build(section.members, section.components, config.model, data, section.without)
     for member in model.ensemble:
