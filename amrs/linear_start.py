@@ -26,7 +26,7 @@ from amrs.targets import AFFECT
 
 PENALTIES = (1000.0, 200.0, 40.0, 8.0)
 """Weights of half the squared norm against the sum of negative log-likelihoods, for features of spread 1."""
-MOST = 20_000
+MOST = 80_000
 """Labels that a fit takes (about); of more, some are left out at random."""
 _STEPS, _ENOUGH, _BATCH = 30, 1e-5, 128
 
@@ -65,13 +65,17 @@ def start_linear(
         seed: of what is left out, and of the folds of tuning.
     """
     first = model.ensemble[0]
+    for member in model.ensemble:
+        torch.nn.init.zeros_(member.head.weight)  # what is untrained would be noise beside the fit
     for name, found in examples(first, data, weights, seed).items():
         kind = first.kinds[name]
         penalty = tuned_penalty(kind, found, seed)
+        # A fit from nothing has not arrived after so few steps: weaker penalties go on from the stronger.
+        path = [one for one in PENALTIES if one >= penalty]
         training = found.kept(found.part_N == TRAIN)
         for number, member in enumerate(model.ensemble):
             weight_N = training.weight_N * bags.times(number, training.user_N)
-            member.start_linear(name, *fitted(kind, training._replace(weight_N=weight_N), [penalty])[0])
+            member.start_linear(name, *fitted(kind, training._replace(weight_N=weight_N), path)[-1])
 
 
 @torch.inference_mode()
@@ -88,13 +92,15 @@ def examples(
             batch = data.gather(window_B3, hidden_seed=seed)
             for moment, asked_BL, value_NY, names in _asked(batch):
                 feature_NF = member.linear_features(batch, asked_BL, of_track=not moment)
+                of_report_NF = member.of_report(feature_NF)
                 draw_N = torch.rand(len(feature_NF), generator=random)
                 for value_N, name in zip(value_NY.unbind(1), names, strict=True):
                     label = moment + name
                     if weights[label] and name in member.kinds:
                         one_N = torch.ones_like(value_N)
                         user_N = batch.user_B[:, None].expand(asked_BL.shape)[asked_BL]
-                        found = Examples(feature_NF, value_N, weights[label] * one_N, user_N, part * one_N)
+                        seen_NF = of_report_NF if name in AFFECT else feature_NF
+                        found = Examples(seen_NF, value_N, weights[label] * one_N, user_N, part * one_N)
                         kept = found.kept(~value_N.isnan() & (draw_N < share[label]))
                         rows.setdefault(name, []).append(kept)
     joined = {name: Examples(*map(torch.cat, zip(*parts, strict=True))) for name, parts in rows.items()}

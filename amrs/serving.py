@@ -26,7 +26,7 @@ from amrs.histories import FEEDBACK, LABELS, TARGETS, FlatLog, flatten_columns
 from amrs.models.policy import PolicyModel
 from amrs.rules import Rules, log_softmax_allowed
 
-FORMAT = 1
+FORMAT = 2
 """Version of exported folders."""
 WEIGHTS, CATALOGUE, CONFIG, CARD = "policy.safetensors", "catalogue.safetensors", "config.json", "README.md"
 REPORTS = ("pre_valence", "pre_arousal", "post_valence", "post_arousal")

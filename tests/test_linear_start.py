@@ -75,17 +75,16 @@ def test_noise_is_held_back_more_than_signal() -> None:
 
 
 def test_the_linear_part_sees_what_the_head_adds_up(data: SessionDataModule) -> None:
-    """With nothing else in the head, the model's answers are those of the fits that were put in."""
+    """Before any step the model's answers are those of the fits that were put in."""
     model = world_model(data)
     (member,) = model.ensemble
     start_linear(model, data, ALL, Bags(0, 1), 0)
-    torch.nn.init.zeros_(member.head.weight)
     batch = data.gather(data.windows(TRAIN), hidden_seed=0)
     sums = dict(zip(LABELS, masked_sums(member.eval(), batch).tolist(), strict=True))
     for name, found in examples(member, data, ALL, 0).items():
         kind, training = member.kinds[name], found.kept(found.part_N == TRAIN)
         place = list(member.kinds).index(name)
-        layers = (member.known_linear, member.session_linear, member.near_linear)
+        layers = member.linear_layers
         moves = [k.moves for k in member.kinds.values()]
         weight_XF = torch.cat([layer.weight.split(moves)[place] for layer in layers], 1)
         bias_P = member.head.bias.split([k.size for k in member.kinds.values()])[place]

@@ -124,28 +124,29 @@ def test_missing_feedback_and_features_are_told_from_a_middling_value(data: Sess
 
 
 def test_running_summaries_equal_a_loop(data: SessionDataModule) -> None:
-    """Means, covariances and this session's means, from the plays up to each token."""
+    """Means, covariances and what is unusual in this session, from the plays up to each token."""
     model, batch = encoder(data, "none"), data.gather(data.windows(TRAIN))
     summary = summarise(*model.sums(batch), model.embedding_KE.shape[1])
     for n in range(int(batch.valid_BL[0].sum())):
         plays = [k for k in range(n + 1) if batch.track_BL[0, k] >= 0]
         own = plays[len(plays) - int(batch.step_BL[0, n]) :]
         tracks = model.embedding_KE[batch.track_BL[0]]
-        ratios, tastes = [math.log1p(len(plays))], [tracks[plays].sum(0) / (len(plays) + 3)]
-        for c in (0, 1):
-            value = 2 * batch.feedback_BL4[0, :, c] - 1
-            known = [k for k in plays if not value[k].isnan()]
-            mean = value[known].sum() / (len(known) + 3)
-            ratios += [float(mean), math.log1p(len(known))]
-            tastes.append(((value[known] - mean)[:, None] * tracks[known]).sum(0) / (len(known) + 3))
-        value = 2 * batch.feedback_BL4[0, :, 0] - 1
-        known = [k for k in own if not value[k].isnan()]
-        weight = {k: DECAY ** (len(own) - i) for i, k in enumerate(own)}
-        heard = sum(weight[k] for k in known)
-        ratios += [
-            math.log1p(sum(weight.values())),
-            sum(weight[k] * float(value[k]) for k in known) / (heard + 1),
+        values = (2 * batch.feedback_BL4[0] - 1).T
+        heard = [[k for k in plays if not value[k].isnan()] for value in values]
+        means = [
+            float(value[known].sum()) / (len(known) + 3) for value, known in zip(values, heard, strict=True)
         ]
+        counts = [math.log1p(len(known)) for known in heard]
+        ratios = [math.log1p(len(plays)), means[0], counts[0], means[1], counts[1], *means[2:], counts[2]]
+        tastes = [tracks[plays].sum(0) / (len(plays) + 30)]
+        for value, known, mean in zip(values[:2], heard, means, strict=False):
+            tastes.append(((value[known] - mean)[:, None] * tracks[known]).sum(0) / (len(known) + 30))
+        weight = {k: DECAY ** (len(own) - i) for i, k in enumerate(own)}
+        ratios.append(math.log1p(sum(weight.values())))
+        for value, known, mean in zip(values[:2], heard, means, strict=False):
+            here = [k for k in known if k in own]
+            unusual = sum(weight[k] * (float(value[k]) - mean) for k in here)
+            ratios.append(unusual / (sum(weight[k] for k in here) + 1))
         total = sum((weight[k] * tracks[k] for k in own), torch.zeros(tracks.shape[1]))
         tastes.append(SHARE * total)
         assert summary.ratio_BLR[0, n].tolist() == pytest.approx(ratios, abs=1e-5)

@@ -58,6 +58,8 @@ def test_feedback_to_a_track_is_no_input_to_its_own_prediction(tmp_path: Path) -
 @pytest.mark.parametrize("width", [16, 12])
 def test_scoring_a_catalogue_equals_answering_for_each_track(data: SessionDataModule, width: int) -> None:
     member = world_model(data, width=width).ensemble[0]
+    for layer in member.linear_layers:
+        torch.nn.init.normal_(layer.weight, std=0.1)
     h_BD = torch.randn(5, member.encoder.size)
     score = member.score(h_BD, member.candidates())
     for k in range(data.tracks):
@@ -67,6 +69,19 @@ def test_scoring_a_catalogue_equals_answering_for_each_track(data: SessionDataMo
     some = torch.tensor([[1, 2, 3]] * 5)
     several = member.answer(h_BD[:, None], member.candidates(some))
     torch.testing.assert_close(several["valence"], score["valence"][:, 1:4], atol=1e-5, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_a_track_by_itself_moves_what_follows_its_play_and_no_report(data: SessionDataModule) -> None:
+    """A report is of a whole session: the last track, the only one with a label, must not stand for all."""
+    member = world_model(data).ensemble[0]
+    h_BD, track_B = torch.randn(5, member.encoder.size), torch.arange(5)
+    before = member.answer(h_BD, member.candidates(track_B))
+    torch.nn.init.normal_(member.track_linear.weight)
+    torch.nn.init.normal_(member.cross_linear.weight)
+    after = member.answer(h_BD, member.candidates(track_B))
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    assert moved == {"engagement", "rating", "left", "rated", "reported"}
 
 
 @torch.inference_mode()
@@ -158,8 +173,8 @@ def test_a_model_without_an_input_answers_the_same_whatever_it_is(tmp_path: Path
         torch.manual_seed(0)
         model = build(1, 2, ModelConfig(width=16, layers=1, dropout=0.0), data, without).eval()
         member = model.ensemble[0]
-        torch.nn.init.normal_(member.known_linear.weight)
-        torch.nn.init.normal_(member.session_linear.weight)
+        for layer in member.linear_layers:
+            torch.nn.init.normal_(layer.weight)
         torch.nn.init.normal_(member.head.weight)
         last_BL = torch.zeros_like(label_row.valid_BL)
         last_BL[0, int(label_row.valid_BL.sum()) - 1] = True

@@ -16,11 +16,11 @@ from torch import Tensor
 TASTES = ("played", "engaged", "rated", "session")
 """Directions of the embedding space: mean track, covariance of engagement and of rating with tracks, and the
 mean track of this session, later tracks weighing more."""
-TASTE_SCALES = (1.4, 6.0, 3.0, 1.0)
+TASTE_SCALES = (2.0, 11.0, 7.0, 1.0)
 """Factors that bring the inner product of each taste with a track to a spread near 1 (as measured on the
 platform): covariances are small numbers, and a weight would take thousands of steps to make up for it."""
 SESSION = TASTES.index("session")
-RATIOS = 7
+RATIOS = 11
 """Ratios in a summary."""
 DECAY = 0.9
 """Weight of a track in its session's sums per track played since: affect has inertia, and forgets."""
@@ -29,15 +29,18 @@ SHARE = (1 - DECAY) / (1 - DECAY**10)
 each track: one moves it a seventh as far as ten such tracks do, which a mean over the session would deny."""
 _WEIGHTS = 5
 """What a track is weighed by in the sums: known and given engagement, known and given rating, 1."""
-_PRIOR = 3.0
-"""Plays that pull a mean to the middle of the scale (or a covariance to zero)."""
+_REPORTS = 4
+"""Sums of reports right after tracks: known and given valence, known and given arousal."""
+_PRIOR, _TASTE_PRIOR = 3.0, 30.0
+"""Plays that pull a mean to the middle of the scale, and a taste to none: it has many more dimensions."""
 
 
 class Summary(NamedTuple):
     """What the plays so far say, per token."""
 
     ratio_BLR: Tensor
-    """Mean engagement and rating in [-1, 1], counts (log), and the same of this session."""
+    """Mean engagement, rating and reports right after tracks, in [-1, 1]; counts (log); plays of this
+    session (log), and how its engagement and ratings differ from the listener's mean."""
     taste_BLTE: Tensor
 
 
@@ -53,11 +56,13 @@ class Heard(NamedTuple):
 
 
 def summands(heard: Heard) -> Tensor:
-    """What each token adds to the sums, as (B, L, Z): its track weighed by `_WEIGHTS`, and these weights."""
+    """What each token adds to the sums, as (B, L, Z): `_REPORTS`, its track weighed by `_WEIGHTS`, and these
+    weights."""
     told = torch.stack([heard.known_BL4[..., :2], heard.value_BL4[..., :2]], -1).flatten(-2)
     weight_BLW = torch.cat([told, heard.play_BL1], -1)
     weighed_BLWE = weight_BLW[..., None] * heard.track_BLE[..., None, :]
-    return torch.cat([weighed_BLWE.flatten(-2), weight_BLW], -1)
+    reports = torch.stack([heard.known_BL4[..., 2:], heard.value_BL4[..., 2:]], -1).flatten(-2)
+    return torch.cat([reports, weighed_BLWE.flatten(-2), weight_BLW], -1)
 
 
 def running_sums(summand_BLZ: Tensor, step_BL: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -87,15 +92,17 @@ def grown_sums(
 
 def summarise(total_BLZ: Tensor, session_BLY: Tensor, size: int) -> Summary:
     """Means and covariances from sums; `size` is E."""
-    weight, track = total_BLZ[..., -_WEIGHTS:], total_BLZ[..., :-_WEIGHTS].unflatten(-1, (_WEIGHTS, size))
-    known, value = weight[..., 0:4:2], weight[..., 1:4:2]  # of engagement and rating
-    softened = known + _PRIOR
-    mean = value / softened
+    felt, weight = total_BLZ[..., :_REPORTS], total_BLZ[..., -_WEIGHTS:]
+    track = total_BLZ[..., _REPORTS:-_WEIGHTS].unflatten(-1, (_WEIGHTS, size))
+    known, value, plays = weight[..., 0:4:2], weight[..., 1:4:2], weight[..., 4:]  # of engagement and rating
+    mean = value / (known + _PRIOR)
     covariance = torch.addcmul(track[..., 1:4:2, :], mean[..., None], track[..., 0:4:2, :], value=-1)
-    plays = weight[..., 4:]
     # The next track will add to these sums as they are after one more step.
-    recent, heard, told, _, plays_now = (DECAY * session_BLY).split([size, 1, 1, 2, 1], -1)
+    recent, told, plays_now = (DECAY * session_BLY).split([size, _WEIGHTS - 1, 1], -1)
+    unusual = torch.addcmul(told[..., 1::2], mean, told[..., 0::2], value=-1) / (told[..., 0::2] + 1)
     both = torch.stack([mean, known.log1p()], -1).flatten(-2)
-    ratio = torch.cat([plays.log1p(), both, plays_now.log1p(), told / (heard + 1)], -1)
-    tastes = [track[..., 4, :] / (plays + _PRIOR), *(covariance / softened[..., None]).unbind(-2)]
+    reports = [felt[..., 1::2] / (felt[..., 0::2] + _PRIOR), felt[..., :1].log1p()]
+    ratio = torch.cat([plays.log1p(), both, *reports, plays_now.log1p(), unusual], -1)
+    softened = (known + _TASTE_PRIOR)[..., None]
+    tastes = [track[..., 4, :] / (plays + _TASTE_PRIOR), *(covariance / softened).unbind(-2)]
     return Summary(ratio, torch.stack([*tastes, SHARE * recent], -2))

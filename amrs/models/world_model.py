@@ -24,13 +24,15 @@ from amrs.histories import LABELS, TARGETS
 from amrs.models.dropout import Dropout
 from amrs.models.linear import Linear, linear
 from amrs.models.packed import rounded
-from amrs.models.summaries import SESSION, SHARE, TASTE_SCALES, TASTES
+from amrs.models.summaries import RATIOS, SESSION, SHARE, TASTE_SCALES, TASTES
 from amrs.models.transformer import HistoryEncoder
 from amrs.signals import SIGNALS, Binary, Bounded, Kind
 
 AFFINITIES = 8
 """Inner products of listener and track that the head sees besides their sum (fewer where the width is
 no multiple of it)."""
+REPORTS = ("valence", "arousal")
+"""Signals that are reported of a session, not of a play."""
 EXTRA = {"left": "binary", "rated": "binary", "reported": "binary"}
 """Learned besides the declared signals: leaving, and whether a rating or report is given."""
 
@@ -41,7 +43,7 @@ class Candidates(NamedTuple):
     joined_KH: Tensor
     affinity_KD: Tensor
     linear_KX: Tensor
-    """What each track as a whole session would move each signal by, in the linear part."""
+    """What each track moves each signal by, in the linear part."""
     embedding_KE: Tensor
 
 
@@ -71,6 +73,8 @@ class WorldModelMember(nn.Module):
     """
 
     near_scale_T: Tensor
+    of_play_X: Tensor
+    """1 at moves of what follows each play, 0 at those of reports."""
     move_XP: Tensor
     """How moves change the head's parameters: every kind's `moved` adds what is linear in them."""
 
@@ -103,15 +107,24 @@ class WorldModelMember(nn.Module):
         self.known_linear = Linear(self.encoder.sizes[2], moves, bias=False)
         self.session_linear = Linear(embedding_KE.shape[1], moves, bias=False)
         self.near_linear = Linear(len(TASTES), moves, bias=False)
-        for layer in (self.known_linear, self.session_linear, self.near_linear):
+        self.cross_linear = Linear(len(TASTES) * RATIOS, moves, bias=False)
+        self.track_linear = Linear(embedding_KE.shape[1], moves, bias=False)
+        of_play = [torch.full((k.moves,), float(name not in REPORTS)) for name, k in self.kinds.items()]
+        self.register_buffer("of_play_X", torch.cat(of_play), persistent=False)
+        for layer in self.linear_layers:
             nn.init.zeros_(layer.weight)
         self.moment = nn.Parameter(torch.randn(2, hidden) * 0.1)
-        if not {"valence", "arousal"} & set(signals):
+        if not set(REPORTS) & set(signals):
             self.moment.requires_grad_(False)  # nothing asks: several processes would wait for its gradient
         self.dropout = Dropout(config.dropout)
         self.head = Linear(hidden, sum(kind.size for kind in self.kinds.values()))
         nn.init.normal_(self.head.weight, std=0.02)
         self.head.bias.data = torch.cat([kind.initial() for kind in self.kinds.values()])
+
+    @property
+    def linear_layers(self) -> tuple[Linear, ...]:
+        """The linear part's layers, in the order of `linear_features`."""
+        return self.known_linear, self.session_linear, self.near_linear, self.cross_linear, self.track_linear
 
     def candidates(self, track: Tensor | None = None) -> Candidates:
         """The head's track half for tracks of any shape; for the whole catalogue if None."""
@@ -120,14 +133,21 @@ class WorldModelMember(nn.Module):
 
     def linear_features(self, batch: Batch, asked_BL: Tensor, of_track: bool) -> Tensor:
         """What the linear part sees (N, F) where `asked_BL` is True: of the track played next, or of a moment
-        without one. In the order of its layers: known, session, near."""
+        without one. In the order of its layers: known, session, near, near by
+        ratios (how much a taste tells depends on how much was told), track."""
         taste_NTE, known = self.encoder.observed(batch, asked_BL)
         session_NE, near_NT = taste_NTE[:, SESSION], torch.zeros(len(known), len(TASTES))
+        embedding_NE = torch.zeros_like(session_NE)
         if of_track:
             embedding_NE = self._shown(self.encoder.embedding_KE[batch.next_track_BL[asked_BL]])
             session_NE = session_NE + SHARE * embedding_NE
             near_NT = (taste_NTE * embedding_NE[:, None, :]).sum(-1) * self.near_scale_T
-        return torch.cat([known, session_NE, near_NT], -1)
+        return torch.cat([known, session_NE, near_NT, _crossed(near_NT, known), embedding_NE], -1)
+
+    def of_report(self, feature_NF: Tensor) -> Tensor:
+        """The same for reports, which see neither tracks by themselves nor products, (N, F)."""
+        apart = self.cross_linear.in_features + self.track_linear.in_features
+        return F.pad(feature_NF[:, :-apart], (0, apart))
 
     @torch.no_grad()
     def start_linear(self, name: str, bias_P: Tensor, weight_XF: Tensor) -> None:
@@ -135,16 +155,16 @@ class WorldModelMember(nn.Module):
         sizes, moves = [k.size for k in self.kinds.values()], [k.moves for k in self.kinds.values()]
         place = list(self.kinds).index(name)
         self.head.bias.split(sizes)[place].copy_(bias_P)
-        layers = (self.known_linear, self.session_linear, self.near_linear)
-        parts = weight_XF.split([layer.in_features for layer in layers], 1)
-        for layer, part in zip(layers, parts, strict=True):
+        parts = weight_XF.split([layer.in_features for layer in self.linear_layers], 1)
+        for layer, part in zip(self.linear_layers, parts, strict=True):
             layer.weight.split(moves)[place].copy_(part)
 
     def unseen(self, chosen: Tensor) -> Candidates:
         """The same for any embeddings (..., E), centred and scaled as `encoder.embedding_KE` is."""
         chosen = self._shown(chosen)
         content = self.track(chosen)
-        shift = self.session_linear(chosen)
+        # A track moves a report as part of its session only: final reports tell nothing of earlier plays.
+        shift = SHARE * self.session_linear(chosen) + self.of_play_X * self.track_linear(chosen)
         return Candidates(self.track_joined(content), self.track_affinity(content), shift, chosen)
 
     def _shown(self, embedding: Tensor) -> Tensor:
@@ -179,8 +199,8 @@ class WorldModelMember(nn.Module):
         joined = self.history_joined(own) + candidates.joined_KH
         hidden = joined + self.affinity_joined(torch.cat([products.sum(-1), near], -1))
         shift = self.known_linear(known) + self.session_linear(taste_NTE[..., SESSION, :])
-        shift = shift + self.near_linear(near)
-        return self._split(hidden, shift + SHARE * candidates.linear_KX)
+        shift = shift + self.near_linear(near) + self.of_play_X * self.cross_linear(_crossed(near, known))
+        return self._split(hidden, shift + candidates.linear_KX)
 
     def score(
         self, h_BD: Tensor, candidates: Candidates, signals: Sequence[str] | None = None
@@ -200,11 +220,12 @@ class WorldModelMember(nn.Module):
         shift_BX = self.known_linear(known) + self.session_linear(taste_BTE[..., SESSION, :])
         weight_QH, move_PX = self.affinity_joined.weight.T, self.move_XP[:, inside_P].T
         param_BP = self.head.bias[inside_P] + shift_BX @ move_PX.T
-        near_PT, linear_PX = move_PX @ self.near_linear.weight, SHARE * move_PX
-        head_PH = self.head.weight[inside_P]
+        cross_XTR = (self.of_play_X[:, None] * self.cross_linear.weight).unflatten(-1, (len(TASTES), RATIOS))
+        near_BXT = self.near_linear.weight + torch.einsum("xtr,br->bxt", cross_XTR, known[:, :RATIOS])
+        near_BPT, head_PH = move_PX @ near_BXT, self.head.weight[inside_P]
         return [
             Question(query_BAD[b], near_BTE[b], torch.cat([weight_QH, joined_BH[b, None]]), head_PH,
-                     torch.cat([near_PT, param_BP[b, :, None]], 1), linear_PX, sizes)
+                     torch.cat([near_BPT[b], param_BP[b, :, None]], 1), move_PX, sizes)
             for b in range(len(h_BD))
         ]  # fmt: skip
 
@@ -224,6 +245,11 @@ class WorldModelMember(nn.Module):
         own, taste_NTE, known = self._parts(h_ND)
         shift = self.known_linear(known) + self.session_linear(taste_NTE[..., SESSION, :])
         return self._split(self.history_joined(own) + self.moment[int(ended)], shift)
+
+
+def _crossed(near_NT: Tensor, known: Tensor) -> Tensor:
+    """Products of nearness and the summary's ratios, (N, T x R)."""
+    return (near_NT[..., None] * known[..., None, :RATIOS]).flatten(-2)
 
 
 def masked_sums(member: WorldModelMember, batch: Batch, times_B: Tensor | None = None) -> Tensor:
@@ -252,7 +278,7 @@ def masked_sums(member: WorldModelMember, batch: Batch, times_B: Tensor | None =
         moment_BL = reported_BL & ((batch.step_BL > 0) == ended)
         params = member.at_moment(h_ND[moment_BL[wanted_BL]], ended)
         report_N2, times_N = batch.report_BL2[moment_BL], times_BL[moment_BL]
-        for column, name in enumerate(("valence", "arousal")):
+        for column, name in enumerate(REPORTS):
             if name in params:
                 known_N = ~report_N2[:, column].isnan()
                 loss_N = member.kinds[name].nll(params[name][known_N], report_N2[known_N, column])

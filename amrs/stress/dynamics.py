@@ -126,7 +126,7 @@ def jittered(
     judge = copy.deepcopy(judge)
     for number, member in enumerate(judge.ensemble):
         generator = torch.Generator().manual_seed(int(hash_keys(seed, JITTER, number)) % 2**31)
-        for layer in (member.head, member.session_linear, member.known_linear, member.affinity_joined):
+        for layer in (member.head, *member.linear_layers, member.affinity_joined):
             noise = torch.randn(layer.weight.shape, generator=generator)
             layer.weight.data = layer.weight.data * (1 + strength * noise).to(layer.weight.device)
     return ImaginedListeners(judge, data, horizon)
