@@ -36,7 +36,13 @@ def planned(*argv: str) -> dict[str, Run]:
             "model.dropout=.1",
             "evaluate.horizon=None",
         ],
-        ["stage=dpo", "data.map=some dir", "parents.labeller=x", "utility.modes.commute.arousal=0.6"],
+        [
+            "stage=dpo",
+            "data=table",
+            "data.raw_dir=some dir",
+            "parents.labeller=x",
+            "utility.modes.commute.arousal=0.6",
+        ],
         [*SLURM, "cluster.options=[qos=high,exclude=n7]", "cluster.before=module load cuda; true"],
     ],
 )

@@ -188,12 +188,23 @@ def test_margin_takes_the_best_and_worst_of_copycats_draws_by_brute_force(data: 
     source = labelling(data, PreferencesConfig(draws=6, margin=0.0), world_model(data, 2))
     rows = data.rows(TRAIN)
     pairs = margin(source, rows)
-    assert len(pairs.row_B) == int(data.flat.length_S[rows].sum()), "every play of the users has its pair"
-    for b in range(0, len(pairs.row_B), 37):
-        where = pairs.row_B[b : b + 1], pairs.step_B[b : b + 1]
-        token = data.flat.first_S[where[0]] + where[1] + 1
-        log_p_1K = next_track_log_probs(source.copycat, data, source.rules, *where)
+    asked = [(int(row), step) for row in rows for step in range(int(data.flat.length_S[row]))]
+    made = list(zip(pairs.row_B.tolist(), pairs.step_B.tolist(), strict=True))
+
+    def draws(row: int, step: int) -> list[int]:
+        log_p_1K = next_track_log_probs(
+            source.copycat, data, source.rules, torch.tensor([row]), torch.tensor([step])
+        )
+        token = data.flat.first_S[[row]] + step + 1
         drawn = [int(choose(log_p_1K, uniform(source.seed, DRAWS, token, c))) for c in range(6)]
+        assert (log_p_1K[0, drawn] > -torch.inf).all()
+        return drawn
+
+    assert len(made) > 100 and set(made) <= set(asked)
+    for play in set(asked) - set(made):
+        assert len(set(draws(*play))) == 1, "only where all draws are one track is there no pair"
+    for b in range(0, len(made), 37):
+        where, drawn = (pairs.row_B[b : b + 1], pairs.step_B[b : b + 1]), draws(*made[b])
         worth = {
             k: float(candidate_utility(source.model, source.utility, data, *where, torch.tensor([[k]])))
             for k in drawn
@@ -201,7 +212,6 @@ def test_margin_takes_the_best_and_worst_of_copycats_draws_by_brute_force(data: 
         assert worth[int(pairs.chosen_B[b])] == pytest.approx(max(worth.values()), abs=1e-5)
         assert worth[int(pairs.rejected_B[b])] == pytest.approx(min(worth.values()), abs=1e-5)
         assert float(pairs.du_B[b]) == pytest.approx(max(worth.values()) - min(worth.values()), abs=1e-5)
-        assert (log_p_1K[0, drawn] > -torch.inf).all()
 
 
 def test_a_wide_margin_drops_the_pairs_that_members_disagree_about(data: SessionDataModule) -> None:
