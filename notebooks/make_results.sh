@@ -9,7 +9,7 @@ settings=(runs=notebooks/results data.platform.users=240 data.platform.tracks=60
   world_model.members=3 world_model.max_steps=300 bc.max_steps=200 log=disabled evaluate.sessions=200
   evaluate.bootstrap=200)
 python train.py stage=evaluate "${settings[@]}"
-python -m amrs.sweep sweeps/utility_grid.yaml --count 5 "${settings[@]}"
+python -m amrs.sweep sweeps/utility_grid.yaml --count 20 "${settings[@]}"
 python train.py stage=stress experiment=demo runs=build/demo_runs
 mkdir -p notebooks/results/stress
 cp -r build/demo_runs/stress/*/ notebooks/results/stress/
