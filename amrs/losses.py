@@ -124,6 +124,6 @@ LISTED = ("s_dpo", "list")
 
 def kl_divergence(log_p_PK: Tensor, log_q_PK: Tensor) -> Tensor:
     """KL(p || q) in nats over tracks, exact, as (P,); tracks that are not allowed are -inf in both."""
-    # Exponentials of -inf are slow outside of a softmax, and so is filling by a mask.
-    difference_PK = (log_p_PK - log_q_PK).nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+    # Exponentials of -inf are slow outside of a softmax, and so is filling by a mask. -inf is where p is 0.
+    difference_PK = (log_p_PK - log_q_PK).nan_to_num_(nan=0.0, posinf=torch.inf, neginf=0.0)
     return (log_p_PK.softmax(-1) * difference_PK).sum(-1)

@@ -64,6 +64,9 @@ def test_kl_by_hand_over_allowed_tracks_only() -> None:
     p, q = torch.tensor([[0.5, 0.5, 0.0]]).log(), torch.tensor([[0.25, 0.75, 0.0]]).log()
     assert kl_divergence(p, q).item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
     assert kl_divergence(p, p).item() == 0
+    fewer = torch.tensor([[1.0, 0.0, 0.0]]).log()
+    assert kl_divergence(fewer, p).item() == pytest.approx(math.log(2)), "what the policy never plays adds 0"
+    assert kl_divergence(p, fewer).item() == math.inf, "what the reference never plays has no finite price"
 
 
 def test_kl_is_never_negative() -> None:
