@@ -241,11 +241,12 @@ def _best_and_worst(
     order_BC = u_BC.argsort(dim=1, stable=True)
     sorted_BC, u_BC = candidate_BC.gather(1, order_BC), u_BC.gather(1, order_BC)
     chosen_B = sorted_BC[:, -1]
-    others_BJ = sorted_BC[:, 1 : source.config.rejected]
+    rejected = candidate_BC.shape[1] - 1 if source.config.rejected is None else source.config.rejected
+    others_BJ = sorted_BC[:, 1:rejected]
     others_BJ = others_BJ.masked_fill(others_BJ == chosen_B[:, None], -1)
     du_BC = u_BC[:, -1:] - u_BC
     return Pairs(row_B, step_B, chosen_B, sorted_BC[:, 0], du_BC[:, 0], others_BJ,
-                 du_BC[:, 1 : source.config.rejected])  # fmt: skip
+                 du_BC[:, 1:rejected])  # fmt: skip
 
 
 def _corrections(source: Labelling, token_B: Tensor) -> Pairs:

@@ -58,7 +58,7 @@ _MERGED = "study_"
 """Before the name of a study in its role as parent of a report."""
 _RESULT_TRAINER = ("max_steps", "precision")
 _REJECTED = 4
-"""Rejected tracks of a pair where `evaluate.dpo` names S-DPO and `preferences.rejected` is fewer."""
+"""Rejected tracks of a pair where `evaluate.dpo` names S-DPO and `preferences.rejected` is not set."""
 _PROTOCOL = {"mccv": ("splits",), "kfold": ("folds", "repeats")}
 """Settings of an evaluation that count under one protocol only."""
 _NOT_OF_A_STUDY = ("chapters", "studies", "protocol", "splits", "folds", "repeats", "dpo")
@@ -215,8 +215,9 @@ def dpo_variants(config: Config) -> dict[str, Config]:
     for name in config.evaluate.dpo:
         sampler, _, loss = name.partition(":")
         loss = loss or config.dpo.loss
-        several = {"s_dpo": max(config.preferences.rejected, _REJECTED), "list": config.preferences.draws - 1}
-        rejected = several.get(loss, 1)
+        rejected = config.preferences.rejected
+        if loss == "s_dpo" and rejected is None:
+            rejected = _REJECTED
         pairs: dict[str, Any] = {"sampler": sampler, "policy": None, "rejected": rejected}
         section: dict[str, Any] = {"loss": loss}
         found[f"dpo:{name}"] = replace(

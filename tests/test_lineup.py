@@ -1,5 +1,6 @@
 """DPO policies of several samplers and losses in one report, and over the utility's weights."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,9 @@ def planned(*arguments: str) -> Run:
 
 
 def test_variants_share_all_but_what_differs() -> None:
-    run = planned("stage=evaluate", "evaluate.dpo=[margin:soft,margin:hard,corrective:hard,credited]")
+    run = planned("stage=evaluate", "evaluate.dpo=[margin:list,margin:hard,corrective:hard,credited]")
     parents = run.parents
-    assert parents["dpo:margin:soft"].fingerprint == parents["dpo"].fingerprint, "the default, by its name"
+    assert parents["dpo:margin:list"].fingerprint == parents["dpo"].fingerprint, "the default, by its name"
     hard, corrective = parents["dpo:margin:hard"], parents["dpo:corrective:hard"]
     assert hard.parents["preferences"].fingerprint == parents["preferences"].fingerprint
     assert corrective.parents["preferences"].fingerprint != parents["preferences"].fingerprint
@@ -27,13 +28,15 @@ def test_variants_share_all_but_what_differs() -> None:
     settings = {name: (part.config.preferences.sampler, part.config.dpo.loss)
                 for name, part in parents.items() if name.startswith("dpo:")}  # fmt: skip
     assert settings["dpo:corrective:hard"] == ("corrective", "hard")
-    assert settings["dpo:credited"] == ("credited", "soft")
+    assert settings["dpo:credited"] == ("credited", "list")
 
 
-def test_s_dpo_gets_several_rejected_a_list_all_and_the_others_one() -> None:
+def test_s_dpo_gets_several_rejected_and_the_others_share_the_pairs() -> None:
     config = load(["stage=evaluate", "evaluate.dpo=[margin:s_dpo,margin:ipo,margin:list]"])
     found = dpo_variants(config)
-    assert [part.preferences.rejected for part in found.values()] == [4, 1, 15]
+    assert [part.preferences.rejected for part in found.values()] == [4, None, None]
+    asked = replace(config, preferences=replace(config.preferences, rejected=2))
+    assert [part.preferences.rejected for part in dpo_variants(asked).values()] == [2, 2, 2]
 
 
 def test_a_variant_is_stressed_and_can_be_exported() -> None:

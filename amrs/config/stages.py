@@ -8,7 +8,7 @@ from amrs.config.checks import check
 Input = Literal["past_feedback", "pre_report", "context", "mode", "past_tracks", "track_embeddings"]
 SignalName = Literal["engagement", "rating", "valence", "arousal"]
 Sampler = Literal["margin", "corrective", "credited", "best_worst", "on_policy"]
-Loss = Literal["soft", "hard", "conservative", "ipo", "regression", "s_dpo", "list"]
+Loss = Literal["list", "soft", "hard", "conservative", "ipo", "regression", "s_dpo"]
 
 
 @dataclass
@@ -118,8 +118,9 @@ class PreferencesConfig:
     """Run folder of stage dpo whose policy's draws are the candidates of the next round (on_policy)."""
     histories: int = 6000
     """Plays of training and validation users at which pairs are made (margin), 1 or more."""
-    rejected: int = 1
-    """Rejected tracks a pair, the worst of the draws (margin); more than 1 is for dpo.loss=s_dpo and list."""
+    rejected: int | None = None
+    """Rejected tracks that are kept beside a chosen one, the worst of the draws first (margin); null: all other
+    draws. Losses that see several take them all, the others the worst."""
     draws: int = 16
     """Tracks drawn from Copycat as candidates (margin), 2 or more."""
     margin: float = 1.0
@@ -136,8 +137,9 @@ class PreferencesConfig:
     """Fewer pairs than this end the stage: too few to train on."""
 
     def __post_init__(self) -> None:
-        check(1 <= self.rejected < self.draws, "preferences.rejected", self.rejected,
-              f"1 or more, below preferences.draws={self.draws}")  # fmt: skip
+        fewer = self.rejected is None or 1 <= self.rejected < self.draws
+        check(fewer, "preferences.rejected", self.rejected,
+              f"1 or more and below preferences.draws={self.draws}, or null")  # fmt: skip
         check((self.policy is not None) == (self.sampler == "on_policy"), "preferences.policy", self.policy,
               "a run folder of stage dpo with preferences.sampler=on_policy, null otherwise")  # fmt: skip
         for key, least in (("histories", 1), ("draws", 2), ("margin", 0)):
@@ -152,10 +154,10 @@ class PreferencesConfig:
 
 @dataclass
 class DpoConfig:
-    loss: Loss = "soft"
-    """DPO with labels sigma(dU / tau), with labels 1 (no finite optimum) or .9; IPO; regression of the
-    log-ratios on dU / tau; S-DPO and soft labels of a whole list (see preferences.rejected: 15 lists all of
-    16 draws)."""
+    loss: Loss = "list"
+    """DPO with soft labels over a list of draws, softmax(U / tau); of best and worst alone with labels
+    sigma(dU / tau), with labels 1 (no finite optimum) or .9; IPO; regression of the log-ratios on dU / tau;
+    S-DPO (labels 1, several rejected)."""
     beta: float = 1.0
     """Inverse temperature of DPO, above 0; larger keeps the policy nearer its reference."""
     tau: float | None = None
@@ -271,8 +273,7 @@ class EvaluateConfig:
     """Policies to compare; Copycat always is, production only where there is a platform."""
     dpo: list[str] = field(default_factory=list)
     """More DPO policies to compare and to stress, each SAMPLER or SAMPLER:LOSS (as in preferences.sampler and
-    dpo.loss), trained where they are missing; [corrective:hard,credited]. s_dpo takes the worst 4 draws,
-    list all of them."""
+    dpo.loss), trained where they are missing; [corrective:hard,credited]. s_dpo takes the worst 4 draws."""
     front: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
     """front: shares in [0, 1] of the weight on valence and arousal together that valence gets, 2 or more."""
     off_policy: OffPolicyConfig = field(default_factory=OffPolicyConfig)
