@@ -286,7 +286,7 @@ def test_help_lists_every_setting_with_its_default_and_what_is_written_below_it(
         key for key, s in SETTINGS.items() if key != "stage" and not any(f"  {key}" in x for x in lines)
     ]
     assert missing == []
-    assert any(line.startswith("  dpo.loss=list   (one of list, soft") for line in lines)
+    assert any(line.startswith("  dpo.loss=list   (one of soft, hard") for line in lines)
     assert "  utility.modes.focus.arousal=0.5   (text)" in lines
     assert "      Inverse temperature of DPO, above 0; larger keeps the policy nearer its reference." in lines
     assert all(f"stage={stage}" in text for stage in STAGES)

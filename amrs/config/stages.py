@@ -8,7 +8,7 @@ from amrs.config.checks import check
 Input = Literal["past_feedback", "pre_report", "context", "mode", "past_tracks", "track_embeddings"]
 SignalName = Literal["engagement", "rating", "valence", "arousal"]
 Sampler = Literal["margin", "corrective", "credited", "best_worst", "on_policy"]
-Loss = Literal["list", "soft", "hard", "conservative", "ipo", "regression", "s_dpo"]
+Loss = Literal["soft", "hard", "conservative", "ipo", "regression", "s_dpo", "list"]
 
 
 @dataclass
@@ -119,8 +119,8 @@ class PreferencesConfig:
     histories: int = 6000
     """Plays of training and validation users at which pairs are made (margin), 1 or more."""
     rejected: int | None = None
-    """Rejected tracks that are kept beside a chosen one, the worst of the draws first (margin); null: all other
-    draws. Losses that see several take them all, the others the worst."""
+    """Rejected tracks that are kept beside a chosen one, the worst of the draws first (margin); null: all
+    other draws. Losses that see several take them all, the others the worst."""
     draws: int = 16
     """Tracks drawn from Copycat as candidates (margin), 2 or more."""
     margin: float = 1.0
