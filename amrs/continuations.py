@@ -13,7 +13,7 @@ from amrs.models.policy import PolicyModel
 from amrs.models.world_model import WorldModel
 from amrs.noise import hash_keys, uniform
 from amrs.policies import NeuralPolicy
-from amrs.rollout import choose
+from amrs.rollout import choose, distance_to
 from amrs.rules import Rules, log_softmax_allowed
 from amrs.targets import AFFECT
 from amrs.utility import Utility
@@ -36,7 +36,7 @@ def continued_utility(
     key_R, mode_R = hash_keys(seed, CONTINUATION, row_R, step_R), data.flat.mode_S[row_R]
     left_R = (horizon - step_R).clamp(min=1)
     longest = int(left_R.max())
-    listeners = ImaginedListeners(model, data, longest)
+    listeners = ImaginedListeners(model, data, longest, utility.targets)
     reference = NeuralPolicy(copycat, data, longest)
     world, mind = listeners.start(row_R, key_R, step_R), reference.start(row_R, step_R)
     track_R, played_RT = candidate_BC.reshape(-1), played_before(data.flat, row_R, step_R)
@@ -56,7 +56,7 @@ def continued_utility(
 
 def _outcome(name: str, steps: list[Tensor], left_R: Tensor) -> Tensor:
     x_RT = torch.stack(steps, 1)
-    if name in AFFECT:
+    if name.startswith(AFFECT):
         return x_RT.gather(1, left_R[:, None] - 1)[:, 0]
     inside_RT = torch.arange(x_RT.shape[1]) < left_R[:, None]
     return x_RT.where(inside_RT, 0.0).sum(1) / left_R
@@ -76,7 +76,11 @@ def shortfall(model: WorldModel, utility: Utility, data: SessionDataModule, row_
     for column, name in enumerate(AFFECT):
         if name not in forecast or utility.weights.get(name, 0) <= 0:
             continue
-        report_B, expected_B = data.flat.report_S2[row_B, column], model.mean(name, forecast[name])
-        gap_B = utility.of_values({name: expected_B}, mode_B) - utility.of_values({name: report_B}, mode_B)
+        report_B = data.flat.report_S2[row_B, column]
+        expected, told = {name: model.mean(name, forecast[name])}, {name: report_B}
+        for target in [target for signal, target in utility.targets if signal == name]:
+            expected[distance_to(name, target)] = model.distance(name, forecast[name], target)
+            told[distance_to(name, target)] = (report_B - target).abs()
+        gap_B = utility.of_values(expected, mode_B) - utility.of_values(told, mode_B)
         total_B, known_B = total_B + gap_B.nan_to_num(0.0), known_B + ~report_B.isnan()
     return total_B.where(known_B > 0, torch.nan)

@@ -11,7 +11,15 @@ from amrs.data import SessionDataModule
 from amrs.example_sessions import example_sessions
 from amrs.lineup import Parts, lineup
 from amrs.listeners import ImaginedListeners
-from amrs.outcomes import Sessions, choose_sessions, diversity_rows, gain_rows, roll_out, utility_rows
+from amrs.outcomes import (
+    Sessions,
+    choose_sessions,
+    default_utility,
+    diversity_rows,
+    gain_rows,
+    roll_out,
+    utility_rows,
+)
 from amrs.platform import load_truth
 from amrs.report import Report, Row, finite_rows
 from amrs.rollout import Environment, Policy, Rollouts
@@ -92,10 +100,11 @@ def policy_rows(
 def _worlds(run: Run, data: SessionDataModule, horizon: int) -> dict[str, Environment]:
     """Listeners by the section of the report that they fill."""
     worlds: dict[str, Environment] = {}
+    targets = default_utility(data.log.metadata.modes).targets
     for section, role in (("predicted", "judge"), ("predicted_labeller", "labeller")):
         model = world_model.load(run.parents[role].folder, data)
-        worlds[section] = ImaginedListeners(model, data, horizon)
+        worlds[section] = ImaginedListeners(model, data, horizon, targets)
     truth = run.parents["prepare"].folder / "truth"
     if truth.exists():
-        worlds["realised"] = load_truth(truth).environment()
+        worlds["realised"] = load_truth(truth).environment(targets=targets)
     return worlds

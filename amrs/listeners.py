@@ -4,6 +4,7 @@ Shape suffixes: B rollouts, G rollouts of one member, D width, F session feature
 V what is known of a step, T steps.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +15,7 @@ from amrs.data import SessionDataModule
 from amrs.models.transformer import Cache, HistoryEncoder
 from amrs.models.world_model import WorldModel, WorldModelMember
 from amrs.noise import uniform
-from amrs.rollout import Feedback
+from amrs.rollout import Feedback, distance_to
 
 MEMBER, ENGAGEMENT, RATED, RATING, LEFT = range(200, 205)
 """Purposes of random draws."""
@@ -117,8 +118,13 @@ class ImaginedListeners:
     Expected signals are the member's expectations, so an average over rollouts is one over members.
     """
 
-    def __init__(self, model: WorldModel, data: SessionDataModule, horizon: int) -> None:
+    def __init__(
+        self, model: WorldModel, data: SessionDataModule, horizon: int,
+        targets: Sequence[tuple[str, float]] = (),
+    ) -> None:  # fmt: skip
+        """`targets`: signals and values whose expected distance is asked for (`rollout.distance_to`)."""
         self.members = model.ensemble
+        self.targets = [(name, target) for name, target in targets if name in self.members[0].kinds]
         self.readers = [HistoryReader(member.encoder, data, horizon) for member in self.members]
         for member in self.members:
             member.eval()
@@ -155,15 +161,16 @@ class ImaginedListeners:
         self, state: list[_Group], track_B: Tensor, t: int
     ) -> tuple[list[_Group], Feedback, dict[str, Tensor]]:
         """Sampled feedback is fed back: mean feedback would hide variance."""
-        names = list(self.members[0].kinds)
+        names = [*self.members[0].kinds, *(distance_to(*asked) for asked in self.targets)]
         value_BV = torch.empty(len(track_B), len(Feedback._fields) + len(names))
         groups = []
         for group in state:
             track_G = track_B.index_select(0, group.index_G)
             params = group.member.answer(group.mind.h_BD, group.member.candidates(track_G))
             feedback = sample_feedback(group.member, params, group.luck_GT4[:, t])
-            mean = group.member.means(params)
-            value_GV = torch.stack([*feedback, *(mean[name] for name in names)], 1)
+            kinds, mean = group.member.kinds, group.member.means(params)
+            away = (kinds[name].distance(params[name], target) for name, target in self.targets)
+            value_GV = torch.stack([*feedback, *(mean[name] for name in kinds), *away], 1)
             value_BV.index_copy_(0, group.index_G, value_GV)
             groups.append(replace(group, mind=group.reader.append(group.mind, track_G, feedback)))
         engagement_B, rating_B, left_B, *expected = value_BV.unbind(1)

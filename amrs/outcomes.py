@@ -24,8 +24,8 @@ from amrs.rollout import Environment, Policy, Rollouts, imagine
 from amrs.rules import Rules, histories_at_once
 from amrs.shares import Share, alone
 from amrs.splits import TEST, TRAIN
-from amrs.targets import Ints, Target, targets
-from amrs.utility import LEAST_SPREAD, Utility
+from amrs.targets import AFFECT, Ints, Target, targets
+from amrs.utility import Utility
 
 _DIVERSITY_DRAWS = 50
 """Bootstrap draws for diversity, which is recomputed in each."""
@@ -115,8 +115,10 @@ def roll_out(
 
 
 def outcome(rollouts: Rollouts, signal: str) -> np.ndarray:
-    """The session's outcome (B,): the expected report at its end, or the mean over its plays."""
-    value_B = rollouts.final(signal) if signal in ("valence", "arousal") else rollouts.per_play(signal)
+    """The session's outcome (B,): the expected report at its end, or its distance to a target; or the mean
+    over its plays."""
+    of_report = signal.startswith(AFFECT)
+    value_B = rollouts.final(signal) if of_report else rollouts.per_play(signal)
     return value_B.double().numpy()
 
 
@@ -153,6 +155,11 @@ def gain_rows(
     return rows
 
 
+def default_utility(modes: tuple[str, ...], spread: Mapping[str, float] | None = None) -> Utility:
+    """The utility that every policy's gain is given in, whatever it was trained for."""
+    return Utility(UtilityConfig(), modes, spread)
+
+
 def utility_rows(
     section: str, found: Mapping[str, Rollouts], sessions: Sessions, data: SessionDataModule,
     spread: Mapping[str, float], seed: int, draws: int,
@@ -163,7 +170,7 @@ def utility_rows(
     (`carry.measure_effects`), which depends on no weight; the unit is one such spread.
     """
     meta = data.log.metadata
-    utility = Utility(UtilityConfig(), meta.modes, spread)
+    utility = default_utility(meta.modes, spread)
     share = metrics.logged_share(data.flat.mode_S.numpy(), meta.modes)
     mode_B, user_B = sessions.mode_B.numpy(), sessions.user_B.numpy()
     value = {name: session_utility(rollouts, utility, sessions.mode_B) for name, rollouts in found.items()}
@@ -180,21 +187,9 @@ def utility_rows(
 
 
 def session_utility(rollouts: Rollouts, utility: Utility, mode_B: Tensor) -> np.ndarray:
-    """The utility of each session's expected outcome, as (B,); a target t counts 1 - |E[x] - t|.
-
-    A rollout holds expectations, not distributions, so the distance to a target is that of the mean.
-    """
-    total_B = np.zeros(len(mode_B))
-    for signal in [name for name in utility.weights if name in rollouts.expected]:
-        scale = utility.weights[signal] / max(utility.spread.get(signal, 1.0), LEAST_SPREAD)
-        value_B = outcome(rollouts, signal)
-        for mode in mode_B.unique().tolist():
-            rows_B, direction = (mode_B == mode).numpy(), utility.direction(signal, mode)
-            if direction in ("up", "down"):
-                total_B[rows_B] += scale * (value_B[rows_B] if direction == "up" else 1 - value_B[rows_B])
-            elif direction is not None:
-                total_B[rows_B] += scale * (1 - np.abs(value_B[rows_B] - float(direction)))
-    return total_B
+    """The utility of each session's expected outcome, as (B,); the listeners must know `utility.targets`."""
+    values = {name: torch.from_numpy(outcome(rollouts, name)) for name in rollouts.expected}
+    return utility.of_values(values, mode_B).numpy()
 
 
 def _within_person(data: SessionDataModule) -> dict[str, float]:

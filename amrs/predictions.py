@@ -132,7 +132,8 @@ def _score(
 
 
 def _track_rows(signal: str, frame: pd.DataFrame, user_N: np.ndarray, draws: int, seed: int) -> list[Row]:
-    """What knowing the session's tracks adds, against the track-blind prediction."""
+    """What knowing the session's tracks adds: against the track-blind prediction, one for all predictors; and
+    against each one's own forecast, for a predictor may also know the listener better than that one does."""
     if "track_blind" not in frame:
         return []
     y_N, blind_N = (frame[name].to_numpy(np.float64) for name in ("value", "track_blind"))
@@ -145,6 +146,12 @@ def _track_rows(signal: str, frame: pd.DataFrame, user_N: np.ndarray, draws: int
         kept = (y_N[keep_N], given_N[keep_N])
         estimate = partial_r2(*kept, blind_N[keep_N], user_N[keep_N], draws, seed)._replace(n=n)
         found.append(Row("fidelity", name, signal, "partial_r2", "mean", "all", *estimate, "fraction"))
+        if f"{name}@forecast" in frame:
+            own_N = frame[f"{name}@forecast"].to_numpy(np.float64)[keep_N]
+            estimate = partial_r2(*kept, own_N, user_N[keep_N], draws, seed)._replace(n=n)
+            found.append(
+                Row("fidelity", name, signal, "partial_r2_own", "mean", "all", *estimate, "fraction")
+            )
         if name == "world_model" and set(USUAL) <= set(frame):
             usual = Usual(*(frame[column].to_numpy(np.float64)[keep_N] for column in USUAL))
             slope = uplift_slope(*kept, usual, user_N[keep_N])._replace(n=n)

@@ -33,6 +33,11 @@ class Feedback(NamedTuple):
     """True where the listener leaves after this track."""
 
 
+def distance_to(signal: str, target: float) -> str:
+    """Name under which E|x - target| of a signal stands among expected signals."""
+    return f"{signal} from {target:g}"
+
+
 class Environment(Protocol):
     """Listeners: the world model or the platform."""
 
@@ -41,7 +46,8 @@ class Environment(Protocol):
         ...
 
     def step(self, state: Any, track_B: Tensor, t: int) -> tuple[Any, Feedback, dict[str, Tensor]]:
-        """Play a track: the next state, sampled feedback, and expected signals (B,) by name."""
+        """Play a track: the next state, sampled feedback, and expected signals (B,) by name; with targets,
+        also the expected distances to them, by `distance_to`."""
         ...
 
 

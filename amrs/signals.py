@@ -22,9 +22,20 @@ _phi: Callable[[Tensor], Tensor] = torch.special.ndtr
 _quantile: Callable[[Tensor], Tensor] = torch.special.ndtri
 
 
-def _ramp(z: Tensor) -> Tensor:
+def ramp(z: Tensor) -> Tensor:
     """The integral of the standard normal's distribution function up to z: z Phi(z) + phi(z)."""
     return F.gelu(z) + torch.exp(-0.5 * z * z - _LOG_SQRT_2PI)
+
+
+def censored_distance(location: Tensor, scale: Tensor, target: float) -> Tensor:
+    """E|y - target| of a normal censored to [0, 1]: the integral of F below the target, of 1 - F above it."""
+
+    def area(g: float) -> Tensor:
+        return scale * ramp((g - location) / scale)
+
+    at_target = area(target)
+    apart: Tensor = (at_target - area(0.0)) + (1 - target) - (area(1.0) - at_target)
+    return apart
 
 
 class Kind(Protocol):
@@ -137,7 +148,7 @@ class Bounded:
         logit, location, raw = self._split(params)
         weight = (logit - logit.amax(-1, keepdim=True)).exp()
         scale = F.softplus(raw) + _MIN_SCALE
-        mean = scale * (_ramp(location / scale) - _ramp((location - 1) / scale))
+        mean = scale * (ramp(location / scale) - ramp((location - 1) / scale))
         mixed: Tensor = ((weight[..., 1:-1] * mean).sum(-1) + weight[..., -1]) / weight.sum(-1)
         return mixed
 
@@ -170,14 +181,7 @@ class Bounded:
     def distance(self, params: Tensor, target: float) -> Tensor:
         """Closed form of the integral of F below the target and of 1 - F above it."""
         log_weight, location, scale = self._parts(params)
-
-        def area(g: float) -> Tensor:
-            """The integral of Phi((x - location) / scale) up to g."""
-            return scale * _ramp((g - location) / scale)
-
-        at_target = area(target)
-        apart = (at_target - area(0.0)) + (1 - target) - (area(1.0) - at_target)
-        return (log_weight.exp() * apart).sum(-1)
+        return (log_weight.exp() * censored_distance(location, scale, target)).sum(-1)
 
     def cdf(self, params: Tensor, grid_G: Tensor) -> Tensor:
         """P(y <= g); 1 from g = 1 on."""

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from amrs.config.groups import UtilityConfig
+from amrs.rollout import distance_to
 from amrs.runs import RunError
 from amrs.signals import Kind
 
@@ -106,20 +107,32 @@ class Utility:
             total += scale * good * carry_B.reshape(-1, *[1] * (good.ndim - 1))
         return total
 
-    def of_values(self, values: Mapping[str, Tensor], mode_B: Tensor) -> Tensor:
-        """Utility (B,) of known values (B,) by signal, at the session's end; a target counts 1 - |x - t|."""
-        total_B = torch.zeros(len(mode_B))
+    @property
+    def targets(self) -> list[tuple[str, float]]:
+        """Signals with the targets that modes of this data set give them."""
+        modes = range(len(self.modes))
+        named = {(name, self.direction(name, mode)) for name in self.weights for mode in modes}
+        return sorted((name, float(to)) for name, to in named if to not in (None, "up", "down"))
+
+    def of_values(self, values: Mapping[str, Tensor], mode_B: Tensor, step_B: Tensor | None = None) -> Tensor:
+        """Utility (B,) of known or expected values (B,) by signal: at the session's end, or after `step_B`.
+
+        A target t counts 1 - E|x - t|; E|x - t| must be among the values as `distance_to(signal, t)`, for it
+        is not the distance of the expectation.
+        """
+        total_B = torch.zeros(len(mode_B), dtype=next(iter(values.values())).dtype)
         for signal in [name for name in self.weights if name in values]:
             scale = self.weights[signal] / max(self.spread.get(signal, 1.0), LEAST_SPREAD)
+            good_B = torch.zeros_like(total_B)
             for mode in mode_B.unique().tolist():
                 rows, direction = mode_B == mode, self.direction(signal, mode)
-                x = values[signal][rows]
                 if direction == "up":
-                    total_B[rows] += scale * x
+                    good_B[rows] = values[signal][rows]
                 elif direction == "down":
-                    total_B[rows] += scale * (1 - x)
+                    good_B[rows] = 1 - values[signal][rows]
                 elif direction is not None:
-                    total_B[rows] += scale * (1 - (x - float(direction)).abs())
+                    good_B[rows] = 1 - values[distance_to(signal, float(direction))][rows]
+            total_B += scale * good_B * (1.0 if step_B is None else self._carry(signal, mode_B, step_B))
         return total_B
 
     def _carry(self, signal: str, mode_B: Tensor, step_B: Tensor | None) -> Tensor:

@@ -23,7 +23,7 @@ from amrs.rollout import Feedback
 from amrs.runs import RunError, read_config, read_json
 from amrs.splits import TEST, TRAIN, VALIDATION
 from amrs.stages import world_model
-from amrs.utility import LEAST_SPREAD, Utility
+from amrs.utility import Utility
 
 PARTS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 
@@ -134,7 +134,8 @@ class TrueWorld:
     width = 0
 
     def __init__(self, platform: Platform, data: SessionDataModule, utility: Utility) -> None:
-        self.world, self.utility, self.data = platform.environment(), utility, data
+        self.world = platform.environment(targets=utility.targets)
+        self.utility, self.data = utility, data
 
     def start(self, row_B: Tensor, key_B: Tensor) -> tuple[Any, Tensor]:
         """The platform's own state, and modes."""
@@ -144,26 +145,7 @@ class TrueWorld:
         self, state: tuple[Any, Tensor], track_B: Tensor, t: int
     ) -> tuple[tuple[Any, Tensor], Feedback, dict[str, Tensor], Tensor, dict[str, Tensor]]:
         """The same of true listeners."""
-        inner, feedback, expected = self.world.step(state[0], track_B, t)
-        reward_B = utility_of_means(self.utility, expected, state[1], t)
+        inner, feedback, found = self.world.step(state[0], track_B, t)
+        reward_B = self.utility.of_values(found, state[1], torch.full_like(state[1], t))
+        expected = {name: found[name] for name in self.data.log.metadata.signals}
         return (inner, state[1]), feedback, expected, reward_B, {}
-
-
-def utility_of_means(utility: Utility, expected: Mapping[str, Tensor], mode_B: Tensor, step: int) -> Tensor:
-    """Utility (B,) of what is expected after track `step`; a target t counts 1 - |E[x] - t|, for want of a
-    distribution."""
-    total_B = torch.zeros(len(mode_B))
-    for signal in [name for name in utility.weights if name in expected]:
-        scale = utility.weights[signal] / max(utility.spread.get(signal, 1.0), LEAST_SPREAD)
-        if signal in utility.carry:
-            scale *= float(utility.carry[signal][: step + 1][-1])
-        for mode in mode_B.unique().tolist():
-            rows_B, direction = mode_B == mode, utility.direction(signal, mode)
-            if direction is None:
-                continue
-            value_B = expected[signal][rows_B].float()
-            worth_B = value_B if direction == "up" else 1 - (
-                value_B if direction == "down" else (value_B - float(direction)).abs()
-            )  # fmt: skip
-            total_B[rows_B] += scale * worth_B
-    return total_B

@@ -151,14 +151,18 @@ def ended(valence: list[float], arousal: list[float]) -> Rollouts:
     """Rollouts of one track with these expected reports."""
     column = torch.zeros(len(valence), 1)
     expected = {"valence": torch.tensor(valence)[:, None], "arousal": torch.tensor(arousal)[:, None]}
+    # As if a report were .15 above or below its mean with equal odds: E|x - .5| is no |E[x] - .5|.
+    x = expected["arousal"]
+    expected["arousal from 0.5"] = ((x - 0.35).abs() + (x - 0.65).abs()) / 2
     return Rollouts(column.long(), column == 0, column, column, column[:, 0] > 0, expected, None)
 
 
 def test_default_utility_of_a_session_follows_the_direction_of_its_mode() -> None:
     utility = Utility(UtilityConfig(), ("energize", "calm", "focus"), {"valence": 0.1, "arousal": 0.2})
     rollouts = ended([0.6] * 4, [0.9] * 4)
+    assert utility.targets == [("arousal", 0.5)]
     valence, arousal = 0.5 * 0.6 / 0.1, 0.5 / 0.2
-    up, down, near, unknown = 0.9 * arousal, 0.1 * arousal, 0.6 * arousal, 0.0
+    up, down, near, unknown = 0.9 * arousal, 0.1 * arousal, (1 - (0.55 + 0.25) / 2) * arousal, 0.0
     found = session_utility(rollouts, utility, torch.tensor([0, 1, 2, -1]))
     assert found == pytest.approx([valence + g for g in (up, down, near, unknown)])
 

@@ -18,6 +18,7 @@ from amrs.platform.dynamics import expected_report, pull, report
 from amrs.platform.listeners import draw_listeners, session_counts, take
 from amrs.platform.service import simulate
 from amrs.platform.world import draw_shards
+from amrs.rollout import distance_to
 from amrs.schema import read_log, validate
 
 __all__ = ["one_thread"]
@@ -216,3 +217,21 @@ def test_settings_are_refused_by_name_and_need_no_torch():
         PlatformConfig(report_sd=-1)
     code = "import sys, amrs.config.platform; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_distances_to_targets_are_those_of_what_listeners_do_and_tell():
+    """Slow truth: mean distances of drawn fractions heard and reports, after the same track."""
+    platform, _ = world()
+    targets = [("engagement", 0.6), ("rating", 0.3), ("valence", 0.4), ("arousal", 0.5)]
+    environment, row_N = platform.environment(targets=targets), torch.zeros(20_000, dtype=torch.int64)
+    key_N = hash_keys(0, 1, torch.arange(len(row_N)))
+    state, feedback, expected = environment.step(environment.start(row_N, key_N), row_N + 5, 0)
+    told_N2 = report(platform.config, state.affect_B2, key_N, Draw.POST_NOISE)
+    drawn = {"engagement": feedback.engagement_B, "valence": told_N2[:, 0], "arousal": told_N2[:, 1]}
+    for name, target in targets:
+        away = float(expected[distance_to(name, target)].mean())
+        if name == "rating":
+            likes = float(expected["rating"].mean())
+            assert away == pytest.approx((1 - likes) * target + likes * (1 - target), abs=1e-5)
+        else:
+            assert away == pytest.approx(float((drawn[name] - target).abs().mean()), abs=0.005), name

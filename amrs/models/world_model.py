@@ -329,3 +329,8 @@ class WorldModel(nn.Module):
         """Expectation of a signal, averaged over members."""
         kind = self.ensemble[0].kinds[name]
         return torch.stack([kind.mean(p) for p in params]).mean(0)
+
+    def distance(self, name: str, params: list[Tensor], target: float) -> Tensor:
+        """E|signal - target|, averaged over members."""
+        kind = self.ensemble[0].kinds[name]
+        return torch.stack([kind.distance(p, target) for p in params]).mean(0)

@@ -4,6 +4,7 @@ Shape suffixes: B listeners, L latent dimensions of taste, W purposes of a draw,
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,8 @@ from amrs.config.platform import PlatformConfig
 from amrs.platform.catalogue import Catalogue
 from amrs.platform.draws import ALWAYS, Draw, chance, event, normal, uniform
 from amrs.platform.listeners import Listeners
-from amrs.rollout import Feedback
+from amrs.rollout import Feedback, distance_to
+from amrs.signals import censored_distance
 
 TARGET_AROUSAL = (0.75, 0.5, 0.3, 0.2)
 """Arousal that fits each mode (choice)."""
@@ -76,17 +78,20 @@ def agreement(arousal_B: Tensor, mode_B: Tensor) -> Tensor:
 
 
 def step(
-    config: PlatformConfig, catalogue: Catalogue, state: State, track_B: Tensor, t: int
-) -> tuple[State, Feedback, dict[str, Tensor]]:
+    config: PlatformConfig, catalogue: Catalogue, state: State, track_B: Tensor, t: int,
+    targets: Sequence[tuple[str, float]] = (),
+) -> tuple[State, Feedback, dict[str, Tensor]]:  # fmt: skip
     """One track heard: the next state, what shows, and the expected signals (B,) without any noise.
 
-    Draws are made for (key of the session, t, purpose).
+    Of `targets` the expected distances are among them (`rollout.distance_to`). Draws are made for (key of the
+    session, t, purpose).
     """
     # One hash for all purposes of the step: many small ones would take most of the time.
     drawn_BW = uniform(state.key_B[:, None], t, torch.tensor(PURPOSES))
     luck = dict(zip(PURPOSES, drawn_BW.unbind(-1), strict=True))
     like_B, worn_B = liking(config, catalogue, state, track_B)
-    heard_B, expected_B = _engagement(config, state, like_B, luck)
+    heard_B, skips_B = _engagement(config, state, like_B, luck)
+    clinical_B = state.who.clinical_U
     affect_K2 = catalogue.affect_K2
     pull_B = pull(config, state.who, like_B, worn_B, heard_B)
     affect_B2 = state.affect_B2 + pull_B[:, None] * (affect_K2[track_B] - state.affect_B2)
@@ -106,11 +111,17 @@ def step(
     rating_B, likes_B = _rating(config, state, like_B, luck)
     feedback = Feedback(heard_B, rating_B, _leaves(config, state, like_B, luck))
     valence_B, arousal_B = expected_report(config, state.affect_B2).unbind(-1)
-    return (
-        state,
-        feedback,
-        {"engagement": expected_B, "rating": likes_B, "valence": valence_B, "arousal": arousal_B},
-    )
+    expected = {"engagement": _mean_heard(config, clinical_B, skips_B), "rating": likes_B,
+                "valence": valence_B, "arousal": arousal_B}  # fmt: skip
+    for name, target in targets:
+        if name == "engagement":
+            away_B = _heard_from(config, clinical_B, skips_B, target)
+        elif name == "rating":
+            away_B = (1 - likes_B) * target + likes_B * (1 - target)
+        else:
+            away_B = report_from(config, state.affect_B2[:, ("valence", "arousal").index(name)], target)
+        expected[distance_to(name, target)] = away_B
+    return state, feedback, expected
 
 
 def pull(config: PlatformConfig, who: Listeners, like_B: Tensor, worn_B: Tensor, heard_B: Tensor) -> Tensor:
@@ -120,7 +131,7 @@ def pull(config: PlatformConfig, who: Listeners, like_B: Tensor, worn_B: Tensor,
 
 
 def _engagement(config: PlatformConfig, state: State, like_B: Tensor, luck: Luck) -> tuple[Tensor, Tensor]:
-    """Fraction heard (B,) and its expectation. Clinical listeners cannot skip: near 1 whatever they feel."""
+    """Fraction heard (B,) and chance of a skip. Clinical listeners cannot skip: near 1 whatever they feel."""
     skip_B = torch.sigmoid(
         log_odds(config.skip_rate)
         + state.who.skip_U
@@ -131,11 +142,24 @@ def _engagement(config: PlatformConfig, state: State, like_B: Tensor, luck: Luck
     skip_B = torch.where(clinical_B, 0.1, skip_B)
     skips_B = event(config.feedback_noise, luck[Draw.SKIP]) < skip_B
     part_B = event(config.feedback_noise, luck[Draw.FRACTION])
-    # Skips come early: the fraction is .9 x the square of a uniform, with mean .3.
-    cut_B = torch.where(clinical_B, 0.9 + 0.1 * part_B, 0.9 * part_B**2)
+    return torch.where(skips_B, _cut(clinical_B, part_B), 1.0), chance(config.feedback_noise, skip_B)
+
+
+def _cut(clinical_B: Tensor, part_B: Tensor) -> Tensor:
+    """Fraction heard of what is cut short. Skips come early: .9 x the square of a uniform, with mean .3."""
+    return torch.where(clinical_B, 0.9 + 0.1 * part_B, 0.9 * part_B**2)
+
+
+def _mean_heard(config: PlatformConfig, clinical_B: Tensor, skips_B: Tensor) -> Tensor:
     mean_B = torch.where(clinical_B, 0.95, 0.9 * (0.25 + config.feedback_noise**2 / 12))
-    expected_B = 1 - chance(config.feedback_noise, skip_B) * (1 - mean_B)
-    return torch.where(skips_B, cut_B, 1.0), expected_B
+    return 1 - skips_B * (1 - mean_B)
+
+
+def _heard_from(config: PlatformConfig, clinical_B: Tensor, skips_B: Tensor, target: float) -> Tensor:
+    """E|fraction heard - target|, over the middles of 256 equal parts of what the uniform may be."""
+    part_G = event(config.feedback_noise, (torch.arange(256) + 0.5) / 256)
+    cut_B = (_cut(clinical_B[:, None], part_G) - target).abs().mean(1)
+    return (1 - skips_B) * (1 - target) + skips_B * cut_B
 
 
 def _rating(config: PlatformConfig, state: State, like_B: Tensor, luck: Luck) -> tuple[Tensor, Tensor]:
@@ -200,6 +224,13 @@ def expected_report(config: PlatformConfig, affect_B2: Tensor) -> Tensor:
     above, below = torch.special.ndtr(high), torch.special.ndtr(low)
     mean_B2: Tensor = affect_B2 * (above - below) + config.report_sd * density + (1 - above)
     return mean_B2
+
+
+def report_from(config: PlatformConfig, affect_B: Tensor, target: float) -> Tensor:
+    """E|report - target| (B,) of valence or arousal."""
+    if config.report_sd == 0:
+        return (affect_B - target).abs()
+    return censored_distance(affect_B, torch.tensor(config.report_sd), target)
 
 
 def log_odds(rate: float) -> float:

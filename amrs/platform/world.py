@@ -4,7 +4,7 @@ Shape suffixes: S sessions of the log, B rollouts, T steps, U listeners, K track
 2 = (valence, arousal).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -28,9 +28,15 @@ DAY_H = 24.0
 class PlatformEnvironment:
     """The true listeners: any policy can act on them, from any session of the log."""
 
-    def __init__(self, config: PlatformConfig, catalogue: Catalogue, platform: "Platform") -> None:
-        """`catalogue` is the one that acts: after the logs it may differ from `platform.catalogue`."""
-        self.config, self.catalogue, self.platform = config, catalogue, platform
+    def __init__(
+        self, config: PlatformConfig, catalogue: Catalogue, platform: "Platform",
+        targets: Sequence[tuple[str, float]] = (),
+    ) -> None:  # fmt: skip
+        """`catalogue` is the one that acts: after the logs it may differ from `platform.catalogue`.
+
+        `targets`: signals and values from which the expected distance is asked for (`rollout.distance_to`).
+        """
+        self.config, self.catalogue, self.platform, self.targets = config, catalogue, platform, targets
 
     def start(self, row_B: Tensor, key_B: Tensor) -> State:
         """The true state at the start of the log's sessions `row_B`; draws will be those of `key_B`."""
@@ -42,7 +48,7 @@ class PlatformEnvironment:
         engagement: expected fraction of this play; rating: probability of a like; valence, arousal: the
         expected report if the session ended now.
         """
-        return step(self.config, self.catalogue, state, track_B, t)
+        return step(self.config, self.catalogue, state, track_B, t, self.targets)
 
     def next_session(self, state: State, key_B: Tensor, gap_hours: float = DAY_H) -> State:
         """The same listeners a day later in the same mode: a new session under the noise of `key_B`."""
@@ -72,12 +78,14 @@ class Platform:
         """The noise key (B,) under which the log's sessions were made."""
         return self.starts.key_S[row_B]
 
-    def environment(self, after_logs: bool = True) -> PlatformEnvironment:
+    def environment(
+        self, after_logs: bool = True, targets: Sequence[tuple[str, float]] = ()
+    ) -> PlatformEnvironment:
         """The listeners as an environment; under drift as they are after the logs, unless told otherwise."""
         catalogue = self.catalogue
         if after_logs:
             catalogue = catalogue._replace(affect_K2=catalogue.affect_after_K2)
-        return PlatformEnvironment(self.config, catalogue, self)
+        return PlatformEnvironment(self.config, catalogue, self, targets)
 
     def production(self) -> Production:
         """The policy that made the log, as it was at the start of each session."""

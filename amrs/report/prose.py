@@ -101,9 +101,10 @@ OFF_POLICY = (
 HARM = (
     "A mean can rise while some listeners fall. Harm is the share of sessions in which the listener would "
     "expect to feel worse by more than .02 than under Copycat: the same listener, state and mode, averaged "
-    "over paired simulations; a session that was left counts at its last state. Copycat against itself "
-    "under other luck shows what the simulations' own noise would count as harm. For clinical listeners the"
-    " upper end of the interval matters more than the mean."
+    "over paired simulations; a session that was left counts at its last state. Policies "
+    "meet the same luck as Copycat does; Copycat against itself has other luck, so it bounds from above "
+    "what the simulations' noise would count as harm. For clinical listeners the upper end of the interval "
+    "matters more than the mean."
 )
 GATE = (
     "Every threshold must hold before a policy may be exported; configs/gate.yaml gives the reasons. The "

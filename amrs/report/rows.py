@@ -32,6 +32,7 @@ SIGNALS = (
 )  # fmt: skip
 METRICS = (
     "r2", "mae", "auroc", "ece", "crps", "coverage_50", "coverage_80", "coverage_95", "partial_r2",
+    "partial_r2_own",
     "uplift_slope", "late_slope", "effect_slope", "effect_correlation", "mean", "gain", "gain_sd",
     "relative_gain", "gain_over_production", "kl", "harm", "breaking_point", "catalogue_coverage", "entropy",
     "effective_tracks", "intra_list", "gini", "artist_entropy", "novelty", "repeat_rate",

@@ -33,7 +33,8 @@ def stress_rows(trial: Trial) -> tuple[list[Row], list[dict[str, object]]]:
     section, seed = trial.config.stress, trial.config.seed
     lucky = simulations(trial.sessions, section.simulations, seed, PAIRED)
     other = simulations(trial.sessions, section.simulations, seed, ITSELF)
-    listeners = ImaginedListeners(trial.judge, trial.data, trial.sessions.horizon)
+    targets = trial.utility.targets
+    listeners = ImaginedListeners(trial.judge, trial.data, trial.sessions.horizon, targets)
     judge = Forecasting(listeners, START)
     found = trial.simulate(judge, lucky)
     itself = simulate(trial.policies["copycat"], judge, trial.data.rules(), other)
@@ -77,12 +78,22 @@ def _harm(trial: Trial, section: str, found: Mapping[str, Rollouts], itself: Rol
 
 
 def _variety(trial: Trial, found: Mapping[str, Rollouts], lucky: Sessions) -> list[Row]:
-    """Diversity of what the judge's listeners were played: the platform's truth has no part in it."""
-    return [
-        Row("stress", name, "all", metric, "mean", "all", DIVERSITY[metric](lists), None, None,
-            len(lucky.row_B), unit)
-        for name, lists in lists_of(found, lucky, trial.data).items() for metric, unit in _VARIETY.items()
-    ]  # fmt: skip
+    """Diversity of what the judge's listeners were played: the platform's truth has no part in it.
+
+    It is that of one simulation a session, averaged over simulations: all of them together would cover most
+    of a catalogue, whoever plays.
+    """
+    count = len(lucky.row_B) // len(trial.sessions.row_B)
+    user_R = np.zeros(len(trial.sessions.row_B), np.int64)
+    rows = []
+    for name, lists in lists_of(found, lucky, trial.data).items():
+        once = [lists.rows(np.arange(r, len(lucky.row_B), count), user_R) for r in range(count)]
+        for metric, unit in _VARIETY.items():
+            value = float(np.mean([DIVERSITY[metric](each) for each in once]))
+            rows.append(
+                Row("stress", name, "all", metric, "mean", "all", value, None, None, len(user_R), unit)
+            )
+    return rows
 
 
 def _drift(trial: Trial, judge: Environment) -> list[Row]:

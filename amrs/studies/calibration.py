@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from amrs.config.data import SplitConfig
 from amrs.data import SessionDataModule
 from amrs.fidelity import Predicted, distribution_rows, events, kept, predict, predict_plays
 from amrs.importers.platform import metadata
@@ -33,7 +34,7 @@ def rows(run: Run) -> list[Row]:
         raise RunError("evaluate.study=calibration needs fresh users: only data=platform can make them")
     data, section = open_data(run), run.config.evaluate
     model = world_model.load(run.parents["world_model"].folder, data)
-    fresh = fresh_data(load_truth(truth), run, FRESH)
+    _, fresh = fresh_data(load_truth(truth), run, FRESH)
     part_S, found = data.part_S.numpy(), []
     of_log, of_fresh = ({**targets(d.log), **events(d)} for d in (data, fresh))
     tuning = {name: kept(label, part_S[label.row] == VALIDATION) for name, label in of_log.items()}
@@ -53,14 +54,16 @@ def _predicted(model: WorldModel, data: SessionDataModule, labels: dict[str, Tar
     return predict_plays(model, data, plays) | reports
 
 
-def fresh_data(platform: Platform, run: Run, users: int) -> SessionDataModule:
-    """A log of listeners that nobody has seen, on the same catalogue."""
-    _, table = platform.fresh(users, FRESH_SEED)
+def fresh_data(
+    platform: Platform, run: Run, users: int, split: SplitConfig | None = None
+) -> tuple[Platform, SessionDataModule]:
+    """Listeners that nobody has seen and their log, on the same catalogue; split as the run's unless told."""
+    fresh, table = platform.fresh(users, FRESH_SEED)
     folder = run.partial / "fresh"
     shutil.rmtree(folder, ignore_errors=True)
     about = metadata(platform.config)
     write_log(folder, [table], catalogue_table(platform.catalogue), about, "fresh listeners of the platform")
-    return SessionDataModule(Path(folder), run.config.data.split, run.config.model.history)
+    return fresh, SessionDataModule(Path(folder), split or run.config.data.split, run.config.model.history)
 
 
 def spread_out(label: Target, per_user: int | None) -> Target:

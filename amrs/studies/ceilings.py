@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from amrs.config.data import SplitConfig
 from amrs.config.graph import Config
 from amrs.data import SessionDataModule
 from amrs.fidelity import kept, model_table
@@ -26,10 +27,16 @@ from amrs.runs import Run, RunError
 from amrs.splits import TEST, TRAIN
 from amrs.stages import world_model
 from amrs.stages.prepare import open_data
+from amrs.studies.calibration import fresh_data
 from amrs.studies.effects import of_size
 from amrs.targets import AFFECT, targets, training_mean
 from amrs.track_effects import DRAWS
 
+FRESH = 1000
+"""New listeners of the same world on whom models of all sizes are scored: test users of a small log are too
+few to tell a twentieth, and each log's would be others."""
+ALL_TESTED = SplitConfig(validation=0.01, test=0.94)
+"""The rest gives the training mean that R2 is about."""
 TIMES = 10
 """Training users, in multiples of the command's, at which the learning curve is read."""
 POWERS = np.arange(0.1, 2.01, 0.05)
@@ -61,20 +68,18 @@ def parts(config: Config) -> dict[str, Config]:
 def rows(run: Run) -> list[Row]:
     """Both ceilings, the learning curve, and the share of the history ceiling that the model reaches."""
     section, seed = run.config.evaluate, run.config.seed
-    data = open_data(run)
-    platform = load_truth(run.parents["prepare"].folder / "truth")
+    own_users = len(open_data(run).users(TRAIN))
+    platform, data = fresh_data(load_truth(run.parents["prepare"].folder / "truth"), run, FRESH, ALL_TESTED)
     found = fit_rows(full_information(platform, data), section.bootstrap, seed)
-    own = _figures(run.parents["world_model"].folder, data, section.bootstrap, seed)
-    curve: dict[int, list[Row]] = {len(data.users(TRAIN)): own}
+    curve = {own_users: _figures(run.parents["world_model"].folder, data, section.bootstrap, seed)}
     for n in section.curve:
         part = run.parents[f"users_{n}"]
-        log = open_data(part)
-        users = len(log.users(TRAIN))
+        users = len(open_data(part).users(TRAIN))
         if users not in curve:
-            curve[users] = _figures(part.folder, log, section.bootstrap, seed)
+            curve[users] = _figures(part.folder, data, section.bootstrap, seed)
     for users, measured in curve.items():
         found += [replace(row, group=f"users:{users}") for row in measured if row.group == "all"]
-    return found + ceiling_rows(curve, len(data.users(TRAIN)))
+    return found + ceiling_rows(curve, own_users)
 
 
 def _figures(folder: Path, data: SessionDataModule, draws: int, seed: int) -> list[Row]:

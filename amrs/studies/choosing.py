@@ -23,7 +23,7 @@ from amrs.losses import kl_divergence
 from amrs.metrics.fidelity import Floats
 from amrs.models.world_model import WorldModel
 from amrs.noise import uniform
-from amrs.outcomes import Sessions, choose_sessions, outcome, roll_out, session_utility
+from amrs.outcomes import Sessions, choose_sessions, default_utility, outcome, roll_out, session_utility
 from amrs.platform import load_truth
 from amrs.policies import NeuralPolicy, Scorer
 from amrs.report import Row
@@ -80,12 +80,12 @@ def rows(run: Run) -> list[Row]:
     sessions = choose_sessions(data, section.sessions, section.horizon, config.seed)
     models = {role: world_model.load(run.parents[role].folder, data) for role in ("labeller", "judge")}
     policies = tilted_policies(run, data, models["labeller"], sessions)
+    utility = default_utility(data.log.metadata.modes, _spread(run))
     worlds: dict[str, Environment] = {
-        "predicted": ImaginedListeners(models["judge"], data, sessions.horizon),
-        "predicted_labeller": ImaginedListeners(models["labeller"], data, sessions.horizon),
-        "realised": load_truth(truth).environment(),
+        "predicted": ImaginedListeners(models["judge"], data, sessions.horizon, utility.targets),
+        "predicted_labeller": ImaginedListeners(models["labeller"], data, sessions.horizon, utility.targets),
+        "realised": load_truth(truth).environment(targets=utility.targets),
     }
-    utility = Utility(UtilityConfig(), data.log.metadata.modes, _spread(run))
     value_P = {
         name: _values(roll_out(policies, world, data.rules(), sessions), utility, sessions)
         for name, world in worlds.items()

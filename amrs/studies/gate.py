@@ -82,13 +82,16 @@ def parts(config: Config) -> dict[str, Config]:
 
 def _small(config: Config, world: World) -> Config:
     size = {"users": USERS, "tracks": TRACKS, "artists": ARTISTS}
-    settings = size | (TRAPS | EFFECTS)[world.kind] | {"seed": 1000 + world.number}
+    # Kinds share no listener, so that worlds are independent; but drift is the effect that drifts later.
+    kind = PLAIN if world.kind == UNSEEN else world.kind
+    seed = 1000 + world.number + 100 * list(TRAPS | EFFECTS).index(kind)
+    settings = size | (TRAPS | EFFECTS)[world.kind] | {"seed": seed}
     data = replace(
         config.data, platform=replace(config.data.platform, **settings),
-        split=replace(config.data.split, seed=world.number, test=TESTED),
+        split=replace(config.data.split, seed=seed, test=TESTED),
     )  # fmt: skip
     return replace(
-        config, stage="stress", seed=world.number, data=data, parents=ParentsConfig(),
+        config, stage="stress", seed=seed, data=data, parents=ParentsConfig(),
         model=ModelConfig(width=32, layers=1, heads=2, history=64),
         world_model=WorldModelConfig(members=1, max_steps=40), bc=BcConfig(max_steps=100),
         preferences=PreferencesConfig(min_pairs=20, histories=2000),

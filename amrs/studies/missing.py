@@ -73,7 +73,7 @@ def _rows(run: Run, prepared: Run, trained: Run, group: str) -> list[Row]:
     means = training_mean(targets(data.log), data.part_S.numpy().astype(np.int8))
     truth = prepared.folder / "truth"
     platform = load_truth(truth) if truth.exists() else None
-    judged = data if platform is None else fresh_data(platform, run, FRESH)
+    judged = data if platform is None else fresh_data(platform, run, FRESH)[1]
     row_N = judged.rows(TEST).numpy() if platform is None else np.arange(len(judged.flat.mode_S))
     found = []
     for signal in (name for name in AFFECT if name in data.log.metadata.signals):
