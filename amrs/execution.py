@@ -1,6 +1,7 @@
 """Making runs: in order, once, by one process or many, and finished atomically."""
 
 import atexit
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -30,6 +31,8 @@ DISTRIBUTED = ("world_model", "bc", "dpo", *SHARED)
 """Stages that every process takes part in; the others run on the first process alone."""
 _LAUNCHED = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 """What launchers set; the first that is there is the rank."""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""glibc's names of what `mallopt` sets."""
 _PACKAGES = ("amrs", "torch", "lightning", "torchmetrics", "datasets", "pyarrow", "numpy", "scikit-learn")
 
 
@@ -65,11 +68,24 @@ def _start_others(config: Config) -> None:
         atexit.register(process.terminate)
 
 
+def reuse_freed_memory() -> None:
+    """Keep up to 256 MiB of what was freed for the next tensors (with glibc; elsewhere nothing changes).
+
+    Otherwise large blocks go back to the system, and every page of the next ones costs a fault: a tenth of
+    a training step on a CPU.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_MMAP_THRESHOLD, 32 << 20)  # the most that every version takes
+        mallopt(_TRIM_THRESHOLD, 256 << 20)
+
+
 Stage = Callable[[Run, Path], None]
 
 
 def execute(runs: list[Run], stages: dict[str, Stage], say: Callable[[str], None]) -> Path:
     """Run what is not finished, in order; returns the last run's folder."""
+    reuse_freed_memory()
     for run in runs:
         if run.finished:
             say(f"{run.role}: reusing {run.folder}")

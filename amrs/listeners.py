@@ -4,7 +4,7 @@ Shape suffixes: B rollouts, G rollouts of one member, D width, F session feature
 V what is known of a step, T steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,14 +12,15 @@ from torch import Tensor
 
 from amrs.batches import Batch
 from amrs.data import SessionDataModule
+from amrs.models.folded import FoldedHead
 from amrs.models.transformer import Cache, HistoryEncoder
 from amrs.models.world_model import WorldModel, WorldModelMember
 from amrs.noise import uniform
-from amrs.rollout import Feedback, distance_to
+from amrs.rollout import Feedback
 
 MEMBER, ENGAGEMENT, RATED, RATING, LEFT = range(200, 205)
 """Purposes of random draws."""
-_DRAWN = (ENGAGEMENT, RATED, RATING, LEFT)
+_DRAWN = {"engagement": ENGAGEMENT, "rated": RATED, "rating": RATING, "left": LEFT}
 
 
 @dataclass
@@ -110,6 +111,7 @@ class _Group:
     key_G: Tensor
     luck_GT4: Tensor
     mind: Mind
+    head: FoldedHead
 
 
 class ImaginedListeners:
@@ -141,7 +143,8 @@ class ImaginedListeners:
                 mind = reader.start(row_B[index_G], step_B[index_G])
                 key_G = key_B[index_G]
                 luck_GT4 = luck(key_G[:, None], torch.arange(reader.horizon))
-                groups.append(_Group(member, reader, index_G, key_G, luck_GT4, mind))
+                head = FoldedHead(member, list(_DRAWN), self.targets, len(index_G) * reader.horizon)
+                groups.append(_Group(member, reader, index_G, key_G, luck_GT4, mind, head))
         return groups
 
     @torch.inference_mode()
@@ -161,35 +164,37 @@ class ImaginedListeners:
         self, state: list[_Group], track_B: Tensor, t: int
     ) -> tuple[list[_Group], Feedback, dict[str, Tensor]]:
         """Sampled feedback is fed back: mean feedback would hide variance."""
-        names = [*self.members[0].kinds, *(distance_to(*asked) for asked in self.targets)]
-        value_BV = torch.empty(len(track_B), len(Feedback._fields) + len(names))
-        groups = []
+        head = state[0].head  # the members' columns are alike
+        found_BV, groups = torch.empty(len(track_B), len(head.drawn) + len(head.expected)), []
         for group in state:
             track_G = track_B.index_select(0, group.index_G)
-            params = group.member.answer(group.mind.h_BD, group.member.candidates(track_G))
-            feedback = sample_feedback(group.member, params, group.luck_GT4[:, t])
-            kinds, mean = group.member.kinds, group.member.means(params)
-            away = (kinds[name].distance(params[name], target) for name, target in self.targets)
-            value_GV = torch.stack([*feedback, *(mean[name] for name in kinds), *away], 1)
-            value_BV.index_copy_(0, group.index_G, value_GV)
+            found_GV = group.head.respond(group.mind.h_BD, track_G, group.luck_GT4[:, t])
+            found_BV.index_copy_(0, group.index_G, found_GV)
+            feedback = _feedback(dict(zip(head.drawn, found_GV.unbind(1), strict=False)))
             groups.append(replace(group, mind=group.reader.append(group.mind, track_G, feedback)))
-        engagement_B, rating_B, left_B, *expected = value_BV.unbind(1)
-        return groups, Feedback(engagement_B, rating_B, left_B > 0), dict(zip(names, expected, strict=True))
+        columns = found_BV.unbind(1)
+        feedback = _feedback(dict(zip(head.drawn, columns, strict=False)))
+        return groups, feedback, dict(zip(head.expected, columns[len(head.drawn) :], strict=True))
 
 
 def luck(key_G: Tensor, t: int | Tensor) -> Tensor:
     """What decides the feedback at step `t` (broadcast to the keys), uniform in (0, 1), (..., 4)."""
-    return uniform(key_G[..., None], torch.as_tensor(t)[..., None], torch.tensor(_DRAWN))
+    return uniform(key_G[..., None], torch.as_tensor(t)[..., None], torch.tensor([*_DRAWN.values()]))
 
 
 def sample_feedback(member: WorldModelMember, params: dict[str, Tensor], u_G4: Tensor) -> Feedback:
     """Feedback drawn from a member's answer, by the rollouts' `luck`."""
+    drawn = zip(_DRAWN, u_G4.unbind(1), strict=True)
+    return _feedback(
+        {name: member.kinds[name].sample(params[name], u) for name, u in drawn if name in params}
+    )
 
-    def draw(name: str, purpose: int) -> Tensor:
-        if name not in params:
-            return torch.full(u_G4.shape[:1], torch.nan)
-        return member.kinds[name].sample(params[name], u_G4[:, _DRAWN.index(purpose)])
 
-    rated_G = draw("rated", RATED) > 0.5
-    rating_G = draw("rating", RATING).where(rated_G, torch.nan)
-    return Feedback(draw("engagement", ENGAGEMENT), rating_G, draw("left", LEFT) > 0.5)
+def _feedback(drawn: Mapping[str, Tensor]) -> Feedback:
+    """What is shown of signals that were drawn: a rating only where it is given."""
+    left_G = drawn["left"] > 0.5
+    missing_G = torch.full(left_G.shape, torch.nan)
+    rating_G = missing_G
+    if "rating" in drawn:
+        rating_G = torch.where(drawn["rated"] > 0.5, drawn["rating"], missing_G)
+    return Feedback(drawn.get("engagement", missing_G), rating_G, left_G)

@@ -57,9 +57,11 @@ def measure(item: str) -> None:
     """Measure one item in this process and print its rows as JSON."""
     from importlib import import_module
 
+    from amrs.execution import reuse_freed_memory
     from benchmarks.reference import one_thread
 
     one_thread()
+    reuse_freed_memory()  # as every command of train.py
     work: Callable[[], list[Row]]
     if item in COSTS:
         work = partial(import_module("benchmarks.costs").cost, *COSTS[item])

@@ -1,5 +1,9 @@
 """What is fast equals what is plain, values and gradients."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,11 +14,14 @@ from amrs import rules
 from amrs.batches import Batch
 from amrs.config.groups import UtilityConfig
 from amrs.data import SessionDataModule
+from amrs.listeners import sample_feedback
 from amrs.models import linear
 from amrs.models.dropout import keep_noise
-from amrs.models.world_model import masked_sums
+from amrs.models.folded import FoldedHead
+from amrs.models.summaries import _decayed, running_sums, summands
+from amrs.models.world_model import WorldModelMember, masked_sums
 from amrs.policies import catalogue_utility
-from amrs.rollout import choose
+from amrs.rollout import choose, distance_to
 from amrs.rules import Rules, log_prob_allowed, log_softmax_allowed
 from amrs.splits import TRAIN
 from amrs.stages import bc
@@ -149,3 +156,70 @@ def test_choosing_by_blocks_equals_one_cumulative_sum(tracks: int) -> None:
     for u in (1e-30, 0.5, 1 - 2**-24):  # never a track without probability
         found_B = choose(log_p_BK, torch.full((2000,), u))
         assert log_p_BK[torch.arange(2000), found_B].isfinite().all()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_running_sums_token_by_token_equal_those_by_doubling(
+    data: SessionDataModule, batch: Batch, whole: bool
+) -> None:
+    encoder, size = world_model(data).ensemble[0].encoder, data.embedding_KE.shape[1]
+    summand = summands(encoder.heard(batch.track_BL, batch.feedback_BL4))
+    if not whole:  # a window of one token, within a session
+        summand, batch = summand[:, 5:6], batch._replace(step_BL=batch.step_BL[:, 5:6])
+    before = summand.clone()
+    total, session = running_sums(summand, batch.step_BL, size)
+    torch.testing.assert_close(total, summand.cumsum(1), **CLOSE)
+    torch.testing.assert_close(session, _decayed(summand[..., -session.shape[-1] :], batch.step_BL), **CLOSE)
+    assert torch.equal(summand, before)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is one of glibc's")
+def test_freed_memory_is_used_again_without_page_faults() -> None:
+    program = """
+import resource
+import numpy as np
+from amrs.execution import reuse_freed_memory
+reuse_freed_memory()
+for n in range(12):
+    if n == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [np.ones(1 << 20) for _ in range(4)]
+    del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = int(subprocess.check_output([sys.executable, "-c", program]))
+    assert faults < 100  # ten times 32 MiB; without the setting 20,000
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("asked", [1, 10_000])
+@pytest.mark.parametrize("signals", [None, {"rating": "binary", "valence": "bounded"}])
+def test_the_folded_head_equals_answer_sample_and_mean(
+    data: SessionDataModule, batch: Batch, asked: int, signals: dict[str, str] | None
+) -> None:
+    torch.manual_seed(0)
+    member = world_model(data).ensemble[0].eval()
+    if signals is not None:
+        static, shape = data.flat.static_SF.shape[1], member.encoder.config
+        member = WorldModelMember(shape, signals, 3, static, data.embedding_KE).eval()
+    for weight in member.parameters():
+        weight.add_(0.3 * torch.randn_like(weight))
+    h_GD, u_G4 = member.encoder.at(batch, batch.valid_BL), torch.rand(int(batch.valid_BL.sum()), 4)
+    track_G = torch.randint(data.tracks, (len(h_GD),))
+    targets = [("valence", 0.3), ("rating", 1.0)]
+    head = FoldedHead(member, ["engagement", "rated", "rating", "left"], targets, asked)
+    found_GV = head.respond(h_GD, track_G, u_G4)
+    params = member.answer(h_GD, member.candidates(track_G))
+    shown, mean = sample_feedback(member, params, u_G4), member.means(params)
+    mean |= {distance_to(x, to): member.kinds[x].distance(params[x], to) for x, to in targets}
+    assert sorted(head.expected) == sorted(mean)
+    found = dict(zip(head.drawn, found_GV.unbind(1), strict=False))
+    assert set(found) == {"rated", "rating", "left"} | set(signals or ["engagement"]) - {"valence"}
+    if signals is None:
+        same = (found["engagement"] - shown.engagement_B).abs() < 1e-4
+        assert same.float().mean() > 0.99  # rounding picks another component now and then
+    rating_G = found["rating"].where(found["rated"] > 0.5, torch.nan)
+    assert ((rating_G == shown.rating_B) | (rating_G.isnan() & shown.rating_B.isnan())).float().mean() > 0.99
+    assert ((found["left"] > 0.5) == shown.left_B).float().mean() > 0.99
+    for name, column in zip(head.expected, found_GV[:, len(head.drawn) :].unbind(1), strict=True):
+        torch.testing.assert_close(column, mean[name], **CLOSE)

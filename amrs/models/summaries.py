@@ -7,6 +7,7 @@ Shape suffixes: B batch, L tokens, E embedding, W weights, Z summed quantities, 
 T tastes, R ratios.
 """
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -69,17 +70,31 @@ def running_sums(summand_BLZ: Tensor, step_BL: Tensor, size: int) -> tuple[Tenso
     """Sums up to and including each token: over the window (B, L, Z), and over its own session with
     weights that decay (B, L, Y), of the last quantities only.
 
-    `step_BL` is the number of plays of the session up to and including the token. The decaying sum doubles
-    its reach in each pass (Hillis & Steele 1986), so it needs no division by small weights.
+    `step_BL` is the number of plays of the session up to and including the token.
     """
     session_BLY = summand_BLZ[..., -size - _WEIGHTS :]
+    if summand_BLZ.device.type != "cpu":
+        return summand_BLZ.cumsum(1), _decayed(session_BLY, step_BL)
+    # Token by token: torch's cumulative sum of any dimension but the last takes six times as long.
+    total_BLZ, decayed_BLY = summand_BLZ.clone(), session_BLY.clone()
+    same_BL1 = (step_BL > 0)[..., None].to(summand_BLZ.dtype)
+    rows = zip(*(x.unbind(1) for x in (total_BLZ, decayed_BLY, same_BL1)), strict=True)
+    for (total_BZ, decayed_BY, _), (next_BZ, next_BY, same_B1) in itertools.pairwise(rows):
+        next_BZ.add_(total_BZ)
+        next_BY.addcmul_(decayed_BY, same_B1, value=DECAY)
+    return total_BLZ, decayed_BLY
+
+
+def _decayed(summand_BLY: Tensor, step_BL: Tensor) -> Tensor:
+    """The decaying sum doubles its reach in each pass (Hillis & Steele 1986): few operators, and no
+    division by small weights."""
     reach = 1
     while reach < step_BL.shape[1]:
-        earlier = F.pad(session_BLY, (0, 0, reach, 0))[:, :-reach]
+        earlier = F.pad(summand_BLY, (0, 0, reach, 0))[:, :-reach]
         inside_BL1 = (step_BL >= reach)[..., None]
-        session_BLY = session_BLY + DECAY**reach * earlier * inside_BL1
+        summand_BLY = summand_BLY + DECAY**reach * earlier * inside_BL1
         reach *= 2
-    return summand_BLZ.cumsum(1), session_BLY
+    return summand_BLY
 
 
 def grown_sums(

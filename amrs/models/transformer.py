@@ -236,9 +236,11 @@ class HistoryEncoder(nn.Module):
         self, batch: Batch, read_BL: Tensor, cell_M: Tensor
     ) -> tuple[Tensor, list[Tensor], list[Tensor], tuple[Tensor, Tensor]]:
         """Vectors (M, size) at cells of the flattened (B, L), among those read; keys, values, sums."""
-        size, packed, sums = self.embedding_KE.shape[1], Packed.of(rounded(read_BL)), self.sums(batch)
+        size, packed = self.embedding_KE.shape[1], Packed.of(rounded(read_BL))
+        heard = self.heard(batch.track_BL, batch.feedback_BL4)
+        sums = running_sums(summands(heard), batch.step_BL, size)
         summary = summarise(packed.take(sums[0]), packed.take(sums[1]), size)
-        heard = self.heard(packed.take(batch.track_BL), packed.take(batch.feedback_BL4))
+        heard = Heard(*(packed.take(x) for x in heard))
         hidden_N1, static_NG = packed.take(batch.hidden_BL)[:, None], packed.take(batch.static_BLF)
         input_NI, known = self.inputs(heard, hidden_N1.float(), summary, self.standardised(static_NG))
         x = self.embed(input_NI)

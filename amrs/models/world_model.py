@@ -23,7 +23,7 @@ from amrs.config.groups import ModelConfig
 from amrs.histories import LABELS, TARGETS
 from amrs.models.dropout import Dropout
 from amrs.models.linear import Linear, linear
-from amrs.models.packed import rounded
+from amrs.models.packed import rounded, take_rows
 from amrs.models.summaries import RATIOS, SESSION, SHARE, TASTE_SCALES, TASTES
 from amrs.models.transformer import HistoryEncoder
 from amrs.signals import SIGNALS, Binary, Bounded, Kind
@@ -173,9 +173,11 @@ class WorldModelMember(nn.Module):
         return torch.zeros_like(embedding) if blind else embedding
 
     def _parts(self, h_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The transformer's channels, the tastes (N, T, E) and the linear model's features."""
-        own, tastes, known = h_ND.split(self.encoder.sizes, -1)
-        return own, tastes.unflatten(-1, (len(TASTES), -1)), known
+        """The transformer's channels, the tastes (N, T, E) and the linear model's features. No weight is
+        behind the last two, so nobody needs the gradients that would be taken for them."""
+        sizes = self.encoder.sizes
+        tastes, known = h_ND.detach()[..., sizes[0] :].split(sizes[1:], -1)
+        return h_ND[..., : sizes[0]], tastes.unflatten(-1, (len(TASTES), -1)), known
 
     def _split(self, hidden: Tensor, shift: Tensor) -> dict[str, Tensor]:
         """Head parameters by signal."""
@@ -276,7 +278,7 @@ def masked_sums(member: WorldModelMember, batch: Batch, times_B: Tensor | None =
             parts.append((column, (loss_N * times_N[known_N]).sum()))
     for ended, offset in ((False, LABELS.index("start_valence")), (True, LABELS.index("end_valence"))):
         moment_BL = reported_BL & ((batch.step_BL > 0) == ended)
-        params = member.at_moment(h_ND[moment_BL[wanted_BL]], ended)
+        params = member.at_moment(take_rows(h_ND, moment_BL[wanted_BL].nonzero()[:, 0]), ended)
         report_N2, times_N = batch.report_BL2[moment_BL], times_BL[moment_BL]
         for column, name in enumerate(REPORTS):
             if name in params:
