@@ -24,8 +24,6 @@ from amrs.signals import Kind
 from amrs.splits import TRAIN, VALIDATION
 from amrs.targets import AFFECT
 
-PENALTIES = (1000.0, 200.0, 40.0, 8.0)
-"""Weights of half the squared norm against the sum of negative log-likelihoods, for features of spread 1."""
 MOST = 80_000
 """Labels that a fit takes (about); of more, some are left out at random."""
 _STEPS, _ENOUGH, _BATCH = 30, 1e-5, 128
@@ -53,8 +51,9 @@ class Fit(NamedTuple):
 
 
 def start_linear(
-    model: WorldModel, data: SessionDataModule, weights: dict[str, float], bags: Bags, seed: int
-) -> None:
+    model: WorldModel, data: SessionDataModule, weights: dict[str, float], bags: Bags, seed: int,
+    penalties: Sequence[float],
+) -> None:  # fmt: skip
     """Put each member's linear part and head where a linear model of its own would be.
 
     Args:
@@ -63,15 +62,17 @@ def start_linear(
         weights: of each of `LABELS` in the loss; signals without any keep their untrained start.
         bags: which users each member is fitted to.
         seed: of what is left out, and of the folds of tuning.
+        penalties: tried, from the strongest: weights of half the squared norm against the sum of negative
+            log-likelihoods, for features of spread 1.
     """
     first = model.ensemble[0]
     for member in model.ensemble:
         torch.nn.init.zeros_(member.head.weight)  # what is untrained would be noise beside the fit
     for name, found in examples(first, data, weights, seed).items():
         kind = first.kinds[name]
-        penalty = tuned_penalty(kind, found, seed)
+        penalty = tuned_penalty(kind, found, seed, penalties)
         # A fit from nothing has not arrived after so few steps: weaker penalties go on from the stronger.
-        path = [one for one in PENALTIES if one >= penalty]
+        path = [one for one in penalties if one >= penalty]
         training = found.kept(found.part_N == TRAIN)
         for number, member in enumerate(model.ensemble):
             weight_N = training.weight_N * bags.times(number, training.user_N)
@@ -119,14 +120,14 @@ def _asked(batch: Batch) -> Iterator[tuple[str, Tensor, Tensor, tuple[str, ...]]
         yield moment, asked_BL, batch.report_BL2[asked_BL], AFFECT
 
 
-def tuned_penalty(kind: Kind, found: Examples, seed: int) -> float:
+def tuned_penalty(kind: Kind, found: Examples, seed: int, penalties: Sequence[float]) -> float:
     """The penalty under which users that were not fitted are likeliest (see `estimators.tuning_rows`)."""
-    loss_G = np.zeros(len(PENALTIES))
+    loss_G = np.zeros(len(penalties))
     for fit, score in tuning_rows(found.user_N.numpy(), found.part_N.numpy().astype(np.int8), seed):
         scored = found.kept(torch.from_numpy(score))
-        fits = fitted(kind, found.kept(torch.from_numpy(fit)), PENALTIES)
+        fits = fitted(kind, found.kept(torch.from_numpy(fit)), penalties)
         loss_G += [float(loss(kind, one, scored).sum()) for one in fits]
-    return PENALTIES[int(loss_G.argmin())]
+    return penalties[int(loss_G.argmin())]
 
 
 def loss(kind: Kind, fit: Fit, found: Examples) -> Tensor:

@@ -26,7 +26,7 @@ from amrs.config import (
 from amrs.config.graph import Config
 from amrs.config.refusals import SETTINGS
 from amrs.config.stages import PolicyName
-from amrs.runs import RunError, plan
+from amrs.runs import RunError, plan, result_settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -231,9 +231,9 @@ def test_every_file_of_configs_holds_valid_keys_that_differ_from_the_defaults(pa
     default = leaves(to_dict(load(["stage=evaluate"])))
     picked = leaves(to_dict(load(["stage=evaluate", f"{group}={path.stem}"])))
     prefix = "" if group in ("experiment", "stage") else f"{group}."
-    held = {
-        key for key in leaves(yaml.safe_load(path.read_text()), prefix) if key not in (*SHARED, "data.name")
-    }
+    written = yaml.safe_load(path.read_text())
+    of_stages = {key: written.pop(key) for key in STAGES if key in written}  # a data set's
+    held = {*leaves(written, prefix), *leaves(of_stages)} - {*SHARED, "data.name"}
     assert {key for key in held if picked[key] == default[key]} == set()
 
 
@@ -346,6 +346,20 @@ def test_raw_files_are_not_read_for_the_platform() -> None:
         parse(["stage=prepare", "data.raw_dir=DIR"])
 
 
+def test_a_data_set_sets_what_its_stages_should_do_and_arguments_go_before_it() -> None:
+    given = ["data=situnes", "data.raw_dir=DIR"]
+    assert load(["stage=world_model"]).world_model.situation is False
+    assert load(["stage=world_model", *given]).world_model.situation is True
+    assert load(["stage=evaluate", *given, "world_model.situation=false"]).world_model.situation is False
+    assert load(["stage=bc", *given]).world_model == load(["stage=bc"]).world_model  # which it does not read
+
+
+@pytest.mark.parametrize("penalties", ["[]", "[1,2]", "[2,2]", "[1,0]"])
+def test_penalties_fall_and_are_above_0(penalties: str) -> None:
+    words = refusal("stage=world_model", f"world_model.penalties={penalties}")
+    assert "must be one or more numbers above 0, falling" in words
+
+
 @pytest.mark.parametrize("data", ["situnes", "table"])
 def test_settings_of_the_platform_are_refused_with_other_data(data: str) -> None:
     words = refusal("stage=prepare", f"data={data}", "data.raw_dir=DIR", "data.platform.users=30")
@@ -371,3 +385,12 @@ def test_a_map_is_refused_where_no_table_is_read() -> None:
 def test_raw_files_that_are_not_there_are_told_by_the_plan(given: str, words: str) -> None:
     with pytest.raises(RunError, match=words):
         plan(load(given.split()))
+
+
+def test_what_the_linear_part_reads_by_default_leaves_the_names_of_runs_as_they_were() -> None:
+    config = load(["stage=world_model"])
+    idle = result_settings("world_model", config)["world_model"]
+    assert not {"penalties", "curves", "situation"} & set(idle)
+    asked = load(["stage=world_model", "world_model.curves=8", "world_model.penalties=[9]"])
+    reads = result_settings("world_model", asked)["world_model"]
+    assert (reads["curves"], reads["penalties"]) == (8, [9.0]) and "situation" not in reads

@@ -1,5 +1,7 @@
 """The world model's linear part, fitted by itself before training; and each member's bag of users."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from tiny_logs import opened, random_log, world_model
 
 from amrs.bags import Bags
+from amrs.config.stages import WorldModelConfig
 from amrs.data import SessionDataModule
 from amrs.histories import LABELS
 from amrs.linear_start import Examples, examples, fitted, loss, start_linear, tuned_penalty
@@ -15,6 +18,7 @@ from amrs.signals import Binary, Bounded
 from amrs.splits import TRAIN, VALIDATION
 
 ALL = dict.fromkeys(LABELS, 1.0)
+PENALTIES = WorldModelConfig().penalties
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +75,17 @@ def test_noise_is_held_back_more_than_signal() -> None:
     random = torch.Generator().manual_seed(1)
     found = made_up()
     noise = found._replace(value_N=torch.randint(2, (400,), generator=random).float())
-    assert tuned_penalty(Binary(), noise, 0) > tuned_penalty(Binary(), found, 0)
+    assert tuned_penalty(Binary(), noise, 0, PENALTIES) > tuned_penalty(Binary(), found, 0, PENALTIES)
 
 
-def test_the_linear_part_sees_what_the_head_adds_up(data: SessionDataModule) -> None:
+@pytest.mark.parametrize("settings", [{}, {"curves": 4, "situation": True}])
+def test_the_linear_part_sees_what_the_head_adds_up(
+    data: SessionDataModule, settings: dict[str, Any]
+) -> None:
     """Before any step the model's answers are those of the fits that were put in."""
-    model = world_model(data)
+    model = world_model(data, **settings)
     (member,) = model.ensemble
-    start_linear(model, data, ALL, Bags(0, 1), 0)
+    start_linear(model, data, ALL, Bags(0, 1), 0, PENALTIES)
     batch = data.gather(data.windows(TRAIN), hidden_seed=0)
     sums = dict(zip(LABELS, masked_sums(member.eval(), batch).tolist(), strict=True))
     for name, found in examples(member, data, ALL, 0).items():

@@ -193,12 +193,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @torch.no_grad()
 @pytest.mark.parametrize("asked", [1, 10_000])
+@pytest.mark.parametrize("situation", [False, True])
 @pytest.mark.parametrize("signals", [None, {"rating": "binary", "valence": "bounded"}])
 def test_the_folded_head_equals_answer_sample_and_mean(
-    data: SessionDataModule, batch: Batch, asked: int, signals: dict[str, str] | None
+    data: SessionDataModule, batch: Batch, asked: int, signals: dict[str, str] | None, situation: bool
 ) -> None:
     torch.manual_seed(0)
-    member = world_model(data).ensemble[0].eval()
+    member = world_model(data, curves=3 * situation, situation=situation).ensemble[0].eval()
     if signals is not None:
         static, shape = data.flat.static_SF.shape[1], member.encoder.config
         member = WorldModelMember(shape, signals, 3, static, data.embedding_KE).eval()

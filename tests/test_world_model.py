@@ -13,6 +13,8 @@ from amrs.config.groups import ModelConfig
 from amrs.config.stages import WorldModelConfig
 from amrs.data import SessionDataModule
 from amrs.histories import BLIND_TO, LABELS, TARGETS, static_names
+from amrs.models.curves import Curves
+from amrs.models.summaries import RATIOS
 from amrs.models.world_model import masked_sums
 from amrs.splits import TRAIN
 from amrs.stages.world_model import build, few_passes, label_counts, label_weights
@@ -55,9 +57,11 @@ def test_feedback_to_a_track_is_no_input_to_its_own_prediction(tmp_path: Path) -
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("width", [16, 12])
-def test_scoring_a_catalogue_equals_answering_for_each_track(data: SessionDataModule, width: int) -> None:
-    member = world_model(data, width=width).ensemble[0]
+@pytest.mark.parametrize("settings", [{}, {"width": 12}, {"curves": 7}, {"situation": True, "curves": 2}])
+def test_scoring_a_catalogue_equals_answering_for_each_track(
+    data: SessionDataModule, settings: dict[str, Any]
+) -> None:
+    member = world_model(data, **settings).ensemble[0]
     for layer in member.linear_layers:
         torch.nn.init.normal_(layer.weight, std=0.1)
     h_BD = torch.randn(5, member.encoder.size)
@@ -74,14 +78,32 @@ def test_scoring_a_catalogue_equals_answering_for_each_track(data: SessionDataMo
 @torch.inference_mode()
 def test_a_track_by_itself_moves_what_follows_its_play_and_no_report(data: SessionDataModule) -> None:
     """A report is of a whole session: the last track, the only one with a label, must not stand for all."""
-    member = world_model(data).ensemble[0]
+    member = world_model(data, curves=3, situation=True).ensemble[0]
     h_BD, track_B = torch.randn(5, member.encoder.size), torch.arange(5)
-    before = member.answer(h_BD, member.candidates(track_B))
-    torch.nn.init.normal_(member.track_linear.weight)
-    torch.nn.init.normal_(member.cross_linear.weight)
-    after = member.answer(h_BD, member.candidates(track_B))
-    moved = {name for name in after if not torch.equal(before[name], after[name])}
-    assert moved == {"engagement", "rating", "left", "rated", "reported"}
+    for layer in (member.track_linear, member.cross_linear, member.situation_linear):
+        before = member.answer(h_BD, member.candidates(track_B))
+        torch.nn.init.normal_(layer.weight)
+        after = member.answer(h_BD, member.candidates(track_B))
+        moved = {name for name in after if not torch.equal(before[name], after[name])}
+        assert moved == {"engagement", "rating", "left", "rated", "reported"}
+
+
+def test_curves_are_a_gaussian_kernel() -> None:
+    """Their inner product is exp(-d^2 / 2 w^2) at distance d, with w half the root of the channels."""
+    x_NE = torch.randn(6, 4, generator=torch.Generator().manual_seed(1)) * 0.7
+    found = Curves(4, 40_000)(x_NE)
+    expected = (-(torch.cdist(x_NE, x_NE) ** 2) / 2).exp()
+    torch.testing.assert_close(found @ found.T / 40_000, expected, atol=0.03, rtol=0)
+
+
+def test_the_situation_is_the_logged_context_and_nothing_where_it_is_not_asked_for(
+    data: SessionDataModule,
+) -> None:
+    plain, situated = (build(1, 2, ModelConfig(width=16), data, (), 0, asked) for asked in (False, True))
+    (member,) = situated.ensemble
+    names = static_names(*(getattr(data.log.metadata, x) for x in ("modes", "cohorts", "context")))
+    assert [names[k - RATIOS] for k in member.situation] == ["context_noise"]
+    assert not [name for name in plain.state_dict() if "situation" in name or "curves" in name]
 
 
 @torch.inference_mode()

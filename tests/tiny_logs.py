@@ -122,12 +122,17 @@ def shape(**settings: Any) -> ModelConfig:
     return ModelConfig(**{"width": 16, "layers": 2, "heads": 2, "history": 16, **settings})
 
 
-def world_model(data: SessionDataModule, members: int = 1, seed: int = 0, **settings: Any) -> WorldModel:
+def world_model(
+    data: SessionDataModule, members: int = 1, seed: int = 0, curves: int = 0, situation: bool = False,
+    **settings: Any,
+) -> WorldModel:  # fmt: skip
     """An untrained ensemble with heads that say something."""
     torch.manual_seed(seed)
     config = shape(**settings)
     signals = data.log.metadata.signals
-    model = WorldModel(members, config, signals, 2, data.flat.static_SF.shape[1], data.embedding_KE)
+    features = data.flat.static_SF.shape[1]
+    logged = range(features - len(data.log.metadata.context), features) if situation else ()
+    model = WorldModel(members, config, signals, 2, features, data.embedding_KE, curves, logged)
     for member in model.ensemble:
         torch.nn.init.normal_(member.head.weight, std=0.5)
     return model.eval()

@@ -60,7 +60,10 @@ def parse(argv: list[str]) -> Arguments:
 
     config = _defaults(stage)
     for group, pick in picks.items():
-        _merge(config, {group: _read_file(group, pick)}, stage, f"{_path(group, pick)}: ")
+        own = _read_file(group, pick)
+        others = {str(key): own.pop(key) for key in STAGES if key in own}  # a data set's, of stages
+        _merge(config, {group: own}, stage, f"{_path(group, pick)}: ")
+        _merge(config, others, None, f"{_path(group, pick)}: ")
     if (FOLDER / "gate.yaml").exists():  # every threshold with its reason
         _merge(config, {"gate": _read_file(".", "gate")}, stage, "configs/gate.yaml: ")
     if stage in names("stage"):

@@ -26,6 +26,15 @@ class WorldModelConfig:
     """Inputs that the model never reads, in training and after: ablations. past_feedback: all that listeners
     did and told before; past_tracks: what was played before, in this session too; track_embeddings: those
     and the candidate's; context: cohort, hour, time since and logged context."""
+    penalties: list[float] = field(default_factory=lambda: [1000.0, 200.0, 40.0, 8.0])
+    """Weights of half the squared norm, falling, above 0: tried for the linear part that training starts at.
+    Each signal gets what suits validation users (or folds of them and training users where they are few)."""
+    curves: int = 0
+    """Random smooth functions of a track's embedding that the linear part reads too, 0 or more: for few
+    tracks and hand-made features, in which what is liked is no straight line."""
+    situation: bool = False
+    """Whether the linear part reads products of the logged context with a track's embedding too: who walks
+    may like what who rests does not."""
     withheld_artists: float = 0.0
     """Share of artists, picked by a hash, about whose plays nothing is learned but how the session ended; in
     [0, 1): the study cold_start scores those plays."""
@@ -49,6 +58,12 @@ class WorldModelConfig:
     def __post_init__(self) -> None:
         check(self.members >= 1, "world_model.members", self.members, "1 or more")
         check(self.components >= 1, "world_model.components", self.components, "1 or more")
+        falling = sorted(set(self.penalties), reverse=True)
+        check(
+            self.penalties == falling != [] and falling[-1] > 0,
+            "world_model.penalties", self.penalties, "one or more numbers above 0, falling",
+        )  # fmt: skip
+        check(self.curves >= 0, "world_model.curves", self.curves, "0 or more")
         check(
             len(set(self.without)) == len(self.without),
             "world_model.without",

@@ -85,6 +85,9 @@ class FoldedHead:
         own = torch.addmm(
             joined + joined_own, torch.cat([products, near_GT1[..., 0]], 1), self.joined_weight.T
         )
+        if member.situation:
+            situated_GX = (member.situated(h_GD[:, width + sizes[1] :]) * embedding[:, None, :]).sum(-1)
+            moved = torch.addmm(moved, situated_GX, self.move_XP)
         # The session's taste is the last, so that it and what else is known lie side by side.
         told = h_GD[:, width + SESSION * size :]
         crossed = near_GT1 * told[:, None, size : size + RATIOS]

@@ -7,7 +7,7 @@ session *starts*, and what it will be once the session has *ended*.
 A linear part, on what a careful statistician would use, moves every signal's location: with a few
 thousand reports it carries most of what can be learned, and the rest of the head learns what it misses.
 Shape suffixes: B batch, L tokens, N asked positions, K candidates, D width, H hidden, A affinities,
-X moves of the signals (see `Kind.moves`), T tastes.
+X moves of the signals (see `Kind.moves`), T tastes, S session features that meet the track.
 """
 
 import math
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from amrs.batches import Batch
 from amrs.config.groups import ModelConfig
 from amrs.histories import LABELS, TARGETS
+from amrs.models.curves import Curves
 from amrs.models.dropout import Dropout
 from amrs.models.linear import Linear, linear
 from amrs.models.packed import rounded, take_rows
@@ -58,6 +59,8 @@ class Question(NamedTuple):
     near_PT: Tensor
     """What nearness adds to the parameters; then what this listener does, in a last column."""
     linear_PX: Tensor
+    situated_PE: Tensor
+    """What each channel of a track adds to the parameters in this situation; empty without `situation`."""
     sizes: dict[str, int]
 
 
@@ -70,6 +73,8 @@ class WorldModelMember(nn.Module):
         components: mixture components of bounded heads.
         static_size: session features of a token.
         embedding_KE: the catalogue.
+        curves: smooth functions of a track that the linear part reads of plays; 0 is none.
+        situation: session features whose products with the track it reads of plays, by number.
     """
 
     near_scale_T: Tensor
@@ -85,6 +90,8 @@ class WorldModelMember(nn.Module):
         components: int,
         static_size: int,
         embedding_KE: Tensor,
+        curves: int = 0,
+        situation: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.kinds: dict[str, Kind] = {
@@ -108,7 +115,11 @@ class WorldModelMember(nn.Module):
         self.session_linear = Linear(embedding_KE.shape[1], moves, bias=False)
         self.near_linear = Linear(len(TASTES), moves, bias=False)
         self.cross_linear = Linear(len(TASTES) * RATIOS, moves, bias=False)
-        self.track_linear = Linear(embedding_KE.shape[1], moves, bias=False)
+        self.curves = Curves(embedding_KE.shape[1], curves) if curves else None
+        self.track_linear = Linear(embedding_KE.shape[1] + curves, moves, bias=False)
+        self.situation = [RATIOS + feature for feature in situation]
+        if situation:
+            self.situation_linear = Linear(len(situation) * embedding_KE.shape[1], moves, bias=False)
         of_play = [torch.full((k.moves,), float(name not in REPORTS)) for name, k in self.kinds.items()]
         self.register_buffer("of_play_X", torch.cat(of_play), persistent=False)
         for layer in self.linear_layers:
@@ -124,7 +135,9 @@ class WorldModelMember(nn.Module):
     @property
     def linear_layers(self) -> tuple[Linear, ...]:
         """The linear part's layers, in the order of `linear_features`."""
-        return self.known_linear, self.session_linear, self.near_linear, self.cross_linear, self.track_linear
+        situated = (self.situation_linear,) if self.situation else ()
+        return (self.known_linear, self.session_linear, self.near_linear, self.cross_linear,
+                self.track_linear, *situated)  # fmt: skip
 
     def candidates(self, track: Tensor | None = None) -> Candidates:
         """The head's track half for tracks of any shape; for the whole catalogue if None."""
@@ -133,20 +146,27 @@ class WorldModelMember(nn.Module):
 
     def linear_features(self, batch: Batch, asked_BL: Tensor, of_track: bool) -> Tensor:
         """What the linear part sees (N, F) where `asked_BL` is True: of the track played next, or of a moment
-        without one. In the order of its layers: known, session, near, near by
-        ratios (how much a taste tells depends on how much was told), track."""
+        without one. In the order of its layers: known, session, near, near by ratios (how much a taste tells
+        depends on how much was told), track, and track by situation."""
         taste_NTE, known = self.encoder.observed(batch, asked_BL)
         session_NE, near_NT = taste_NTE[:, SESSION], torch.zeros(len(known), len(TASTES))
-        embedding_NE = torch.zeros_like(session_NE)
+        embedding_NE, track_NC = (
+            torch.zeros_like(session_NE),
+            torch.zeros(len(known), self.track_linear.in_features),
+        )
         if of_track:
             embedding_NE = self._shown(self.encoder.embedding_KE[batch.next_track_BL[asked_BL]])
             session_NE = session_NE + SHARE * embedding_NE
             near_NT = (taste_NTE * embedding_NE[:, None, :]).sum(-1) * self.near_scale_T
-        return torch.cat([known, session_NE, near_NT, _crossed(near_NT, known), embedding_NE], -1)
+            track_NC = self._described(embedding_NE)
+        parts = [known, session_NE, near_NT, _crossed(near_NT, known), track_NC]
+        if self.situation:
+            parts.append((known[:, self.situation, None] * embedding_NE[:, None, :]).flatten(-2))
+        return torch.cat(parts, -1)
 
     def of_report(self, feature_NF: Tensor) -> Tensor:
         """The same for reports, which see neither tracks by themselves nor products, (N, F)."""
-        apart = self.cross_linear.in_features + self.track_linear.in_features
+        apart = sum(layer.in_features for layer in self.linear_layers[3:])
         return F.pad(feature_NF[:, :-apart], (0, apart))
 
     @torch.no_grad()
@@ -164,13 +184,24 @@ class WorldModelMember(nn.Module):
         chosen = self._shown(chosen)
         content = self.track(chosen)
         # A track moves a report as part of its session only: final reports tell nothing of earlier plays.
-        shift = SHARE * self.session_linear(chosen) + self.of_play_X * self.track_linear(chosen)
+        own = self.of_play_X * self.track_linear(self._described(chosen))
+        shift = SHARE * self.session_linear(chosen) + own
         return Candidates(self.track_joined(content), self.track_affinity(content), shift, chosen)
 
     def _shown(self, embedding: Tensor) -> Tensor:
         """A candidate's embedding; zeros for a model that may not read it."""
         blind = "track_embeddings" in self.encoder.without
         return torch.zeros_like(embedding) if blind else embedding
+
+    def _described(self, embedding: Tensor) -> Tensor:
+        """What the linear part reads of a track by itself: (..., E), and its curves."""
+        return embedding if self.curves is None else torch.cat([embedding, self.curves(embedding)], -1)
+
+    def situated(self, known: Tensor) -> Tensor:
+        """By how much each channel of a track moves each signal in this situation, (..., X, E)."""
+        weight_XSE = self.situation_linear.weight.unflatten(-1, (len(self.situation), -1))
+        moved: Tensor = torch.einsum("...s,xse->...xe", known[..., self.situation], weight_XSE)
+        return self.of_play_X[:, None] * moved
 
     def _parts(self, h_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The transformer's channels, the tastes (N, T, E) and the linear model's features. No weight is
@@ -202,6 +233,8 @@ class WorldModelMember(nn.Module):
         hidden = joined + self.affinity_joined(torch.cat([products.sum(-1), near], -1))
         shift = self.known_linear(known) + self.session_linear(taste_NTE[..., SESSION, :])
         shift = shift + self.near_linear(near) + self.of_play_X * self.cross_linear(_crossed(near, known))
+        if self.situation:
+            shift = shift + (self.situated(known) * candidates.embedding_KE[..., None, :]).sum(-1)
         return self._split(hidden, shift + candidates.linear_KX)
 
     def score(
@@ -225,9 +258,10 @@ class WorldModelMember(nn.Module):
         cross_XTR = (self.of_play_X[:, None] * self.cross_linear.weight).unflatten(-1, (len(TASTES), RATIOS))
         near_BXT = self.near_linear.weight + torch.einsum("xtr,br->bxt", cross_XTR, known[:, :RATIOS])
         near_BPT, head_PH = move_PX @ near_BXT, self.head.weight[inside_P]
+        situated_BPE = move_PX @ self.situated(known) if self.situation else torch.empty(len(h_BD), 0)
         return [
             Question(query_BAD[b], near_BTE[b], torch.cat([weight_QH, joined_BH[b, None]]), head_PH,
-                     torch.cat([near_BPT[b], param_BP[b, :, None]], 1), move_PX, sizes)
+                     torch.cat([near_BPT[b], param_BP[b, :, None]], 1), move_PX, situated_BPE[b], sizes)
             for b in range(len(h_BD))
         ]  # fmt: skip
 
@@ -239,6 +273,8 @@ class WorldModelMember(nn.Module):
         hidden_KH = torch.addmm(candidates.joined_KH, joined_QK.T, question.joined_QH)
         moved_PK = torch.mm(question.linear_PX, candidates.linear_KX.T)
         moved_PK.addmm_(question.near_PT, joined_QK[self.affinities :])
+        if self.situation:
+            moved_PK.addmm_(question.situated_PE, candidates.embedding_KE.T)
         params_PK = linear(question.head_PH, self.dropout(F.gelu(hidden_KH))).add_(moved_PK)
         return dict(zip(question.sizes, params_PK.T.split(list(question.sizes.values()), -1), strict=True))
 
@@ -300,10 +336,13 @@ class WorldModel(nn.Module):
         components: int,
         static_size: int,
         embedding_KE: Tensor,
+        curves: int = 0,
+        situation: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.members = nn.ModuleList(
-            WorldModelMember(config, signals, components, static_size, embedding_KE) for _ in range(members)
+            WorldModelMember(config, signals, components, static_size, embedding_KE, curves, situation)
+            for _ in range(members)
         )
 
     @property

@@ -93,15 +93,16 @@ def label_counts(batch: Batch) -> Tensor:
 
 
 def build(
-    members: int, components: int, model: ModelConfig, data: SessionDataModule, without: Sequence[str] = ()
-) -> WorldModel:
-    """An untrained ensemble for this data set; `without` names inputs that it never reads."""
+    members: int, components: int, model: ModelConfig, data: SessionDataModule, without: Sequence[str] = (),
+    curves: int = 0, situation: bool = False,
+) -> WorldModel:  # fmt: skip
+    """An untrained ensemble for this data set; `without` names inputs that it never reads, `curves` and
+    `situation` are those of `WorldModelConfig`."""
     meta = data.log.metadata
-    made = WorldModel(
-        members, model, meta.signals, components, data.flat.static_SF.shape[1], data.embedding_KE
-    )
-    starts = tuple(start for name in without for start in BLIND_TO[name])
     names = static_names(meta.modes, meta.cohorts, meta.context)
+    logged = [k for k, name in enumerate(names) if situation and name.startswith("context_")]
+    made = WorldModel(members, model, meta.signals, components, len(names), data.embedding_KE, curves, logged)
+    starts = tuple(start for name in without for start in BLIND_TO[name])
     for member in made.ensemble:
         member.encoder.blind(without, torch.tensor([name.startswith(starts) for name in names]))
     return made
@@ -123,12 +124,13 @@ def run(run: Run, folder: Path) -> None:
         data.withhold(withheld_artists(artists, section.withheld_artists, split.seed))
     section = few_passes(section, data.units(TRAIN))
     config = replace(config, world_model=section)
-    model = build(section.members, section.components, config.model, data, section.without)
+    model = build(section.members, section.components, config.model, data, section.without, section.curves,
+                  section.situation)  # fmt: skip
     for member in model.ensemble:
         member.encoder.fit_statistics(data.flat.static_SF[data.rows(TRAIN)])
     if not (folder / "checkpoints" / LAST).exists():
         bags = Bags(config.seed, section.members)
-        start_linear(model, data, label_weights(section.only), bags, config.seed)
+        start_linear(model, data, label_weights(section.only), bags, config.seed, section.penalties)
     fit(run, folder, WorldModelTraining(model, config), data, section, section.validate_every)
 
 
@@ -136,6 +138,7 @@ def load(folder: Path, data: SessionDataModule) -> WorldModel:
     """A trained ensemble from its run folder, in eval mode."""
     found = read_config(folder)
     section, shape = found["world_model"], ModelConfig(**found["model"])
-    model = build(section["members"], section["components"], shape, data, section.get("without", []))
+    inputs = (section.get("without", []), section.get("curves", 0), section.get("situation", False))
+    model = build(section["members"], section["components"], shape, data, *inputs)
     load_weights(folder, model, "model.")
     return model.eval()
