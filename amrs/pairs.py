@@ -107,9 +107,9 @@ def corrective(source: Labelling, rows: Tensor) -> Pairs:
 
 
 def margin(source: Labelling, rows: Tensor) -> Pairs:
-    """The best and the worst of `draws` tracks that Copycat might have played, at any play of the log.
+    """The best against the others of `draws` tracks that Copycat might have played, at any play of the log.
 
-    Kept where their difference in utility exceeds `margin` times its standard deviation over members.
+    Kept where the utilities of best and worst differ by more than `margin` standard deviations over members.
     Draws from the reference are where a policy near it will be, so the pairs teach the tilt that maximises
     utility less divergence: log pi / pi_ref = U / tau + const. (Negative feedback says where the reference
     did badly, not what it may do instead.) At most `histories` plays, by a draw of their own.
@@ -144,7 +144,7 @@ def on_policy(source: Labelling, rows: Tensor) -> Pairs:
 
 
 def best_worst(source: Labelling, rows: Tensor) -> Pairs:
-    """The best and the worst first track of `draws` continuations that the labeller imagines.
+    """The best first track against the others of `draws` continuations that the labeller imagines.
 
     Candidates are Copycat's, at plays of the log; Copycat goes on to the end of the session, and all of a
     history meet the same luck. Dearer and noisier than `margin`, but it trusts no linear carry.

@@ -2,8 +2,9 @@
 
     python examples/trl_pairs.py runs/preferences/FINGERPRINT pairs.parquet
 
-The prompt is what the session had played; no user id is written. A language model that is trained on it
-needs a token a track (`<track id>` below) and knows nothing of how a track sounds.
+The prompt is what the session had played; no user id is written. Of a list of draws chosen is the best and
+rejected the worst. A language model that is trained on it needs a token a track (`<track id>` below) and
+knows nothing of how a track sounds.
 """
 
 import sys

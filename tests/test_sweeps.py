@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -21,6 +21,7 @@ from test_stages import Done
 
 from amrs import sweep as sweeps
 from amrs.config import load
+from amrs.config.stages import Loss
 from amrs.run_table import table
 from amrs.runs import plan
 
@@ -58,6 +59,11 @@ def test_only_the_cold_start_sweep_looks_at_test_users(file: Path) -> None:
     assert ("stage=evaluate" in command) == (
         "evaluate.users=validation" in command
     ) or file.stem == "cold_start"
+
+
+def test_the_sweep_over_dpo_tries_every_loss() -> None:
+    parameters = yaml.safe_load((ROOT / "sweeps/dpo.yaml").read_text())["parameters"]
+    assert set(parameters["dpo.loss"]["values"]) == set(get_args(Loss))
 
 
 def test_the_weights_of_the_grid_are_all_points_of_the_simplex() -> None:

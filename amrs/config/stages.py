@@ -126,18 +126,19 @@ class NegativeConfig:
 @dataclass
 class PreferencesConfig:
     sampler: Sampler = "margin"
-    """How pairs are made: best and worst of Copycat's own draws; negative-feedback corrective sampling as
-    published; corrections of the tracks that a disappointing report is credited to; best and worst of
-    imagined continuations; best and worst of draws from `preferences.policy`."""
+    """How pairs are made: the best of Copycat's own draws against the others; negative-feedback corrective
+    sampling as published; corrections of the tracks that a disappointing report is credited to; the best of
+    imagined continuations against the others; the same of draws from `preferences.policy`."""
     policy: str | None = None
     """Run folder of stage dpo whose policy's draws are the candidates of the next round (on_policy)."""
     histories: int = 6000
     """Plays of training and validation users at which pairs are made (margin), 1 or more."""
     rejected: int | None = None
-    """Rejected tracks that are kept beside a chosen one, the worst of the draws first (margin); null: all
-    other draws. Losses that see several take them all, the others the worst."""
+    """Rejected tracks that are kept beside a chosen one, the worst of the draws first (not corrective or
+    credited, which have one); null: all other draws. Losses that see several take them all, the others the
+    worst."""
     draws: int = 16
-    """Tracks drawn from Copycat as candidates (margin), 2 or more."""
+    """Tracks drawn from Copycat, in on_policy from that policy, 2 or more (all samplers but corrective)."""
     margin: float = 1.0
     """Standard deviations over the labeller's members by which the utilities of a pair must differ (margin),
     0 or more; does nothing with one member."""
