@@ -122,6 +122,16 @@ def test_a_pin_to_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 1 and "no finished run" in done.stderr
 
 
+def test_a_mode_that_is_not_in_the_log_is_refused_before_any_training(evaluated: Done) -> None:
+    runs = evaluated[0]
+    before = {p.name for p in (runs / "world_model").iterdir()}
+    done = train(
+        "stage=evaluate", *TINY, f"runs={runs}", "seed=7", "utility.modes.comute.arousal=0.6", check=False
+    )
+    assert done.returncode == 1 and "comute" in done.stderr and "energize" in done.stderr
+    assert {p.name for p in (runs / "world_model").iterdir() if p.is_dir()} <= before
+
+
 def test_too_few_pairs_end_the_stage_in_words(evaluated: Done) -> None:
     runs = evaluated[0]
     arguments = [a for a in TINY if not a.startswith(("preferences", "evaluate", "dpo"))]

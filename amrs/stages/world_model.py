@@ -23,6 +23,7 @@ from amrs.sharding import ShardedModule
 from amrs.splits import TRAIN, withheld_artists
 from amrs.stages.prepare import open_data
 from amrs.training import LAST, RatioOfSums, fit, linear_schedule, load_weights
+from amrs.utility import Utility
 
 _WEIGHT = {"start_valence": 0.5, "start_arousal": 0.5, "end_valence": 0.5, "end_arousal": 0.5, "play": 0.0}
 """Weights of labels in the loss; 1 where not named."""
@@ -119,6 +120,7 @@ def run(run: Run, folder: Path) -> None:
     config, section = run.config, run.config.world_model
     lightning.seed_everything(config.seed, verbose=False)
     data = open_data(run, section.users, section.batch_size, section.hide_feedback)
+    Utility(config.utility, data.log.metadata.modes)  # a mode that is not there is told before the training
     if section.withheld_artists:
         artists, split = data.log.catalogue["artist"][:], config.data.split
         data.withhold(withheld_artists(artists, section.withheld_artists, split.seed))
