@@ -16,7 +16,6 @@ import yaml
 
 from amrs.config.data import DataConfig
 from amrs.config.graph import Config, Stage
-from amrs.config.stages import WorldModelConfig
 from amrs.importers import ADVICE
 
 if TYPE_CHECKING:
@@ -317,11 +316,6 @@ def result_settings(stage: str, config: Config) -> dict[str, Any]:
         else:
             value = getattr(config, name)
             reads[name] = value if isinstance(value, int) else asdict(value)
-    if "world_model" in reads:  # as before the settings were there
-        usual = WorldModelConfig()
-        for key in ("penalties", "curves", "situation"):
-            if reads["world_model"][key] == getattr(usual, key):
-                reads["world_model"].pop(key)
     if stage == "evaluate":
         section = config.evaluate
         idle = _PROTOCOL["mccv" if section.protocol == "kfold" else "kfold"]

@@ -26,7 +26,7 @@ from amrs.config import (
 from amrs.config.graph import Config
 from amrs.config.refusals import SETTINGS
 from amrs.config.stages import PolicyName
-from amrs.runs import RunError, plan, result_settings
+from amrs.runs import RunError, plan
 
 ROOT = Path(__file__).parents[1]
 
@@ -385,12 +385,3 @@ def test_a_map_is_refused_where_no_table_is_read() -> None:
 def test_raw_files_that_are_not_there_are_told_by_the_plan(given: str, words: str) -> None:
     with pytest.raises(RunError, match=words):
         plan(load(given.split()))
-
-
-def test_what_the_linear_part_reads_by_default_leaves_the_names_of_runs_as_they_were() -> None:
-    config = load(["stage=world_model"])
-    idle = result_settings("world_model", config)["world_model"]
-    assert not {"penalties", "curves", "situation"} & set(idle)
-    asked = load(["stage=world_model", "world_model.curves=8", "world_model.penalties=[9]"])
-    reads = result_settings("world_model", asked)["world_model"]
-    assert (reads["curves"], reads["penalties"]) == (8, [9.0]) and "situation" not in reads

@@ -150,10 +150,8 @@ class WorldModelMember(nn.Module):
         depends on how much was told), track, and track by situation."""
         taste_NTE, known = self.encoder.observed(batch, asked_BL)
         session_NE, near_NT = taste_NTE[:, SESSION], torch.zeros(len(known), len(TASTES))
-        embedding_NE, track_NC = (
-            torch.zeros_like(session_NE),
-            torch.zeros(len(known), self.track_linear.in_features),
-        )
+        embedding_NE = torch.zeros_like(session_NE)
+        track_NC = torch.zeros(len(known), self.track_linear.in_features)
         if of_track:
             embedding_NE = self._shown(self.encoder.embedding_KE[batch.next_track_BL[asked_BL]])
             session_NE = session_NE + SHARE * embedding_NE

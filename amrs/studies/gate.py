@@ -84,7 +84,7 @@ def _small(config: Config, world: World) -> Config:
     size = {"users": USERS, "tracks": TRACKS, "artists": ARTISTS}
     # Kinds share no listener, so that worlds are independent; but drift is the effect that drifts later.
     kind = PLAIN if world.kind == UNSEEN else world.kind
-    seed = 1000 + world.number + 100 * list(TRAPS | EFFECTS).index(kind)
+    seed = world.number + 1000 * (1 + list(TRAPS | EFFECTS).index(kind))
     settings = size | (TRAPS | EFFECTS)[world.kind] | {"seed": seed}
     data = replace(
         config.data, platform=replace(config.data.platform, **settings),
