@@ -123,14 +123,16 @@ def _plays(
 
 
 @torch.inference_mode()
-def predict_usual(model: WorldModel, data: SessionDataModule, row_N: np.ndarray) -> dict[str, Usual]:
+def predict_usual(
+    model: WorldModel, data: SessionDataModule, row_N: np.ndarray, draw: int = 0
+) -> dict[str, Usual]:
     """Expected reports of sessions `row_N` had they had other lists of as many tracks (`other_lists`)."""
     signals = [name for name in AFFECT if name in data.log.metadata.signals]
     odds_MK, flat = usual_odds(data), data.flat
     found: dict[str, list[Tensor]] = {name: [] for name in signals}
     for row_B in torch.from_numpy(row_N).split(_BATCH):
         step_B = flat.length_S[row_B] - 1
-        lists_BCT = other_lists(odds_MK[flat.mode_S[row_B]], row_B, int(step_B.max()) + 1)
+        lists_BCT = other_lists(odds_MK[flat.mode_S[row_B]], row_B, int(step_B.max()) + 1, draw)
         logged = data.prefix(row_B, step_B, hide_own=True)
         answers = [_last(model, _replayed(logged, track_BT), "track") for track_BT in lists_BCT.unbind(1)]
         for name in signals:

@@ -67,6 +67,27 @@ def slope_columns(y_N: Floats, given_N: Floats, usual: Usual) -> Floats:
     return np.stack([np.ones_like(x_N), x_N, r_N, squares_N, products_N], 1)
 
 
+def instrument_columns(y_N: Floats, given_N: Floats, usual: Usual, instrument_N: Floats) -> Floats:
+    """(n, z, x, r, zx, zr) for `instrumented_slope_of`, (N, 6): reports r and predicted track effects x as
+    in `slope_columns`, and another model's track effects z, of other listeners and about other lists."""
+    x_N, r_N = given_N - usual.mean_N, y_N - usual.mean_N
+    ones_N = np.ones_like(x_N)
+    return np.stack([ones_N, instrument_N, x_N, r_N, instrument_N * x_N, instrument_N * r_N], 1)
+
+
+def instrumented_slope_of(sums: np.ndarray) -> np.ndarray:
+    """Slope of reports on predicted track effects with an instrument, from [..., (n, z, x, r, zx, zr)].
+
+    Noise of the predicted effects pulls the least-squares slope towards 0. A model of other listeners has
+    noise of its own, so cov(z, r) / cov(z, x) is free of both (two-sample instrument, Angrist and Krueger
+    1995): along the effects that z sees, by how much the predicted ones must be multiplied.
+    """
+    n, z, x, r, zx, zr = np.moveaxis(sums, -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope: np.ndarray = (zr - z * r / n) / (zx - z * x / n)
+    return slope
+
+
 def uplift_slope(y_N: Floats, given_N: Floats, usual: Usual, user_N: Ints) -> Estimate:
     """Slope of the report's residual on the predicted track effect; 1 says that predicted effects are real.
 
@@ -126,11 +147,11 @@ def usual_odds(data: SessionDataModule) -> Tensor:
     return (plays_MK + 1e-6).log().masked_fill(~data.rules().mode_MK, -torch.inf)
 
 
-def other_lists(log_p_BK: Tensor, row_B: Tensor, length: int, count: int = OTHERS) -> Tensor:
-    """Lists (B, C, T) that stand in the place of those of sessions `row_B`; tracks repeat where the catalogue
-    is shorter."""
+def other_lists(log_p_BK: Tensor, row_B: Tensor, length: int, draw: int = 0) -> Tensor:
+    """Lists (B, C, T) that stand in the place of those of sessions `row_B`, others for each `draw`; tracks
+    repeat where the catalogue is shorter."""
     longest = min(length, log_p_BK.shape[1])
-    lists_BCT = likely_lists(log_p_BK, hash_keys(LIST, row_B), count, longest)
+    lists_BCT = likely_lists(log_p_BK, hash_keys(LIST + draw, row_B), OTHERS, longest)
     return lists_BCT[..., torch.arange(length) % longest]
 
 

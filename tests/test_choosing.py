@@ -11,6 +11,7 @@ from amrs.metrics import mean_of
 from amrs.runs import plan
 from amrs.studies.choosing import DIRECTIONS, KLS, choice_rows, regret_of, strength_for, tau_of
 from amrs.studies.optimism import corrected
+from amrs.track_effects import instrumented_slope_of, slope_of
 
 
 def sums(predicted: list[float], realised: list[float], count: float = 1.0) -> np.ndarray:
@@ -46,11 +47,15 @@ def test_a_strength_gives_the_divergence_that_was_asked_for() -> None:
     assert float(kl_B.mean()) == pytest.approx(0.05, rel=1e-3)
 
 
-def test_a_corrected_gain_is_the_uplift_slope_times_the_predicted_gain() -> None:
+def test_a_corrected_gain_is_the_slope_times_the_predicted_gain() -> None:
     x, residual = np.array([0.0, 1.0, 2.0]), np.array([0.1, 0.6, 1.1])  # a slope of 1/2
     slope = [3.0, x.sum(), residual.sum(), (x * x).sum(), (x * residual).sum()]
-    assert corrected(mean_of)(np.array([*slope, 0.8, 4.0])) == pytest.approx(0.1)
-    assert math.isnan(corrected(mean_of)(np.array([1.0, 2.0, 1.0, 4.0, 2.0, 0.8, 4.0])))
+    own = corrected(slope_of, 5, mean_of)
+    assert own(np.array([*slope, 0.8, 4.0])) == pytest.approx(0.1)
+    assert math.isnan(own(np.array([1.0, 2.0, 1.0, 4.0, 2.0, 0.8, 4.0])))
+    instrumented = corrected(instrumented_slope_of, 6, mean_of)
+    along = [3.0, x.sum(), x.sum(), residual.sum(), (x * x).sum(), (x * residual).sum()]
+    assert instrumented(np.array([*along, 0.8, 4.0])) == pytest.approx(0.1)
 
 
 def test_twenty_four_policies_up_to_a_kl_of_a_fifth() -> None:

@@ -1,5 +1,7 @@
 """What changing the tracks changes."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,13 @@ from amrs.histories import played_before
 from amrs.track_effects import (
     Usual,
     given_list,
+    instrument_columns,
+    instrumented_slope_of,
     likely_lists,
     other_lists,
     partial_r2,
+    slope_columns,
+    slope_of,
     uplift_slope,
     usual_odds,
 )
@@ -91,6 +97,24 @@ def test_a_list_given_is_predicted_as_the_logged_list_is(evaluated: Done) -> Non
     assert compared >= 3
 
 
+def test_an_instrument_frees_the_slope_of_the_predictions_noise() -> None:
+    """True effects +-1, predicted with noise +-1 that is no part of them: least squares gives 1/2 for a slope
+    of 1; a model with noise of its own, and with effects twice too large, gives 1."""
+    true_N, judged_N, labelled_N = (
+        np.array(x, float).ravel() for x in np.meshgrid([-1, 1], [-1, 1], [-1, 1])
+    )
+    usual = Usual(np.full(8, 0.25), np.zeros(8))
+    given_N, y_N = 0.25 + true_N + judged_N, 0.25 + true_N
+    assert slope_of(slope_columns(y_N, given_N, usual).sum(0)) == pytest.approx(0.5)
+    columns = instrument_columns(y_N, given_N, usual, 2 * true_N + labelled_N)
+    assert instrumented_slope_of(columns.sum(0)) == pytest.approx(1)
+    # The chance of other lists is in x and in r alike; that of the instrument's is in neither.
+    usual = Usual(0.25 + labelled_N[::-1], np.ones(8))
+    columns = instrument_columns(y_N, given_N, usual, 2 * true_N)
+    assert instrumented_slope_of(columns.sum(0)) == pytest.approx(1)
+    assert math.isnan(instrumented_slope_of(np.array([2.0, 2, 2, 2, 2, 2])))
+
+
 def test_other_lists_are_of_the_mode_and_as_often_as_played(evaluated: Done) -> None:
     data, _ = opened(evaluated[0])
     odds, row = usual_odds(data), torch.arange(200)
@@ -104,6 +128,7 @@ def test_other_lists_are_of_the_mode_and_as_often_as_played(evaluated: Done) -> 
     assert lists.shape == (200, 8, 5)
     assert data.rules().mode_MK[data.flat.mode_S[row][:, None, None], lists].all()
     assert torch.equal(other_lists(odds[data.flat.mode_S[row]], row, 3), lists[..., :3])
+    assert not torch.equal(other_lists(odds[data.flat.mode_S[row]], row, 5, draw=1), lists)
     assert (
         other_lists(torch.zeros(1, 2), row[:1], 5).tolist()[0][0][:2]
         == other_lists(torch.zeros(1, 2), row[:1], 5).tolist()[0][0][2:4]

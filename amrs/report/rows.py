@@ -38,7 +38,7 @@ METRICS = (
     "effective_tracks", "intra_list", "gini", "artist_entropy", "novelty", "repeat_rate",
     "between_listeners", "pit_ks", "pit_share", "reliability_predicted", "reliability_observed",
     "violations", "worst_violation", "verdict", "ess", "withheld", "gain_coverage_95", "kendall_tau",
-    "regret", "corrected_gain", "predicted_over_realised",
+    "regret", "corrected_gain", "instrumented_gain", "instrumented_slope", "predicted_over_realised",
     "noise_sd", "ignorance_sd", "ignorance_auroc", "rollout_error", "rollout_bias", "rollout_excess",
     "rollout_members_sd", "rollout_samples_sd", "trusted_horizon", "distance_w1", "distance_ks", "told_apart",
     "report_mean_reported", "report_mean_weighted", "report_mean_true", "report_mean_nearer",

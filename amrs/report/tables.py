@@ -259,18 +259,23 @@ def front_table(report: Report) -> Table | None:
 
 
 def honesty_table(report: Report) -> Table | None:
-    """The judge's gain corrected by its uplift slope, and what share of each prediction came true."""
+    """The judge's gain corrected by its slopes, what came true, and what share of each prediction did."""
     lines = []
     for signal in ("valence", "arousal"):
         keys: dict[str, str | int] = {"subject": "dpo", "signal": signal}
-        corrected = report.one(section="predicted", metric="corrected_gain", **keys)
+        gains = [
+            report.one(section="predicted", metric=metric, **keys)
+            for metric in ("corrected_gain", "instrumented_gain")
+        ]
+        gains.append(report.one(section="realised", metric="gain", **keys))
         ratios = [
             report.one(section=section, metric="predicted_over_realised", **keys)
             for section in ("predicted", "predicted_labeller", "predicted_same_log")
         ]
-        if corrected is not None:
-            lines.append([Cell(label(signal)), row_cell(corrected), *map(row_cell, ratios)])
-    header = ["Signal", "Judge, corrected by its uplift slope (90 %)", "Judge over realised",
+        if gains[0] is not None:
+            lines.append([Cell(label(signal)), *map(row_cell, [*gains, *ratios])])
+    header = ["Signal", "Judge, corrected by its uplift slope (90 %)",
+              "Judge, corrected along the labeller's effects (90 %)", "Realised", "Judge over realised",
               "Labeller over realised", "Same log over realised"]  # fmt: skip
     return (
         Table("DPO's predicted gain, corrected and against what came true", header, lines) if lines else None

@@ -21,6 +21,8 @@ LABELS = {
     "best_of_n": "Best of N", "dpo": "DPO", "realised": "Realised", "predicted": "Predicted by the judge",
     "predicted_labeller": "Predicted by the labeller", "predicted_same_log": "Predicted on the same log",
     "ess": "Effective sessions", "corrected_gain": "Gain corrected by the uplift slope (90 %)",
+    "instrumented_gain": "Gain corrected along the labeller's effects (90 %)",
+    "instrumented_slope": "Slope along the labeller's effects (90 %)",
     "predicted_over_realised": "Predicted over realised", "kendall_tau": "Kendall's tau",
     "gain_over_production": "Gain over production", "tilt": "Tilt",
     "r2": "R2", "partial_r2": "Partial R2",

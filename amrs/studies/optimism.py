@@ -4,7 +4,9 @@ The policy was made to please the labeller, so the labeller overstates it (the o
 side: the labeller; a model of the *same users* from another seed, which repeats the labeller's errors; the
 judge, which shares no listener with it; the judge corrected by its own uplift slope; and the platform.
 The corrected gain is the slope of held-out reports on the judge's predicted track effect times its predicted
-gain; its interval draws users once for both, at 90 %.
+gain; its interval draws users once for both, at 90 %. That slope is below 1 for the judge's noise, too, which
+the policy never followed. The instrumented gain takes the slope along the labeller's effects instead, those
+that the policy was made from (`track_effects.instrumented_slope_of`).
 
 Shape suffixes: B sessions, N reports, U users, C columns of sums, M modes.
 """
@@ -32,7 +34,7 @@ from amrs.splits import TEST
 from amrs.stages import bc, world_model
 from amrs.stages.prepare import open_data
 from amrs.targets import AFFECT, Ints, targets
-from amrs.track_effects import slope_columns, slope_of
+from amrs.track_effects import instrument_columns, instrumented_slope_of, slope_columns, slope_of
 
 LEVEL = 0.9
 
@@ -65,7 +67,7 @@ def rows(run: Run) -> list[Row]:
                      section.bootstrap)  # fmt: skip
     for signal in AFFECT:
         if signal in data.log.metadata.signals:
-            rows += _signal_rows(found, models["predicted"], sessions, data, signal, run)
+            rows += _signal_rows(found, models, sessions, data, signal, run)
     return rows
 
 
@@ -74,8 +76,8 @@ ROLES = {"predicted": "judge", "predicted_labeller": "labeller", "predicted_same
 
 
 def _signal_rows(
-    found: dict[str, dict[str, Rollouts]], judge: WorldModel, sessions: Sessions, data: SessionDataModule,
-    signal: str, run: Run,
+    found: dict[str, dict[str, Rollouts]], models: dict[str, WorldModel], sessions: Sessions,
+    data: SessionDataModule, signal: str, run: Run,
 ) -> list[Row]:  # fmt: skip
     draws, seed = run.config.evaluate.bootstrap, run.config.seed
     sums, weight_M, n = {}, np.zeros(0), 0
@@ -92,19 +94,27 @@ def _signal_rows(
             rows.append(
                 Row(name, "dpo", signal, "predicted_over_realised", "mean", "all", *estimate, "ratio")
             )
-    users_U = np.unique(sessions.user_B.numpy())
-    slope_U5 = _slope_sums(judge, data, signal, users_U)
-    both_UC = np.concatenate([slope_U5, sums["predicted"]], 1)
-    estimate = metrics.user_bootstrap(both_UC, corrected(value), n, draws, seed, level=LEVEL)
-    unit = "scale points, 90 % interval"
-    return [*rows, Row("predicted", "dpo", signal, "corrected_gain", "mean", "all", *estimate, unit)]
+    own_UC, instrument_UC = _slope_sums(models, data, signal, np.unique(sessions.user_B.numpy()))
+    gain_UC = sums["predicted"]
+    points = "scale points, 90 % interval"
+    for metric, sums_UC, statistic, unit in (
+        ("corrected_gain", np.concatenate([own_UC, gain_UC], 1), corrected(slope_of, 5, value), points),
+        ("instrumented_gain", np.concatenate([instrument_UC, gain_UC], 1),
+         corrected(instrumented_slope_of, 6, value), points),
+        ("instrumented_slope", instrument_UC, instrumented_slope_of, "true per predicted, 90 % interval"),
+    ):  # fmt: skip
+        estimate = metrics.user_bootstrap(sums_UC, statistic, n, draws, seed, level=LEVEL)
+        rows.append(Row("predicted", "dpo", signal, metric, "mean", "all", *estimate, unit))
+    return rows
 
 
-def corrected(value: Callable[[Floats], Floats]) -> Callable[[Floats], Floats]:
-    """Slope times gain from [..., (five sums of the slope, those of the gain)]."""
+def corrected(
+    slope: Callable[[Floats], Floats], columns: int, value: Callable[[Floats], Floats]
+) -> Callable[[Floats], Floats]:
+    """Slope times gain from [..., (`columns` sums of the slope, those of the gain)]."""
 
     def statistic(sums: Floats) -> Floats:
-        product: Floats = slope_of(sums[..., :5]) * value(sums[..., 5:])
+        product: Floats = slope(sums[..., :columns]) * value(sums[..., columns:])
         return product
 
     return statistic
@@ -132,13 +142,26 @@ def _gain_sums(
     )
 
 
-def _slope_sums(judge: WorldModel, data: SessionDataModule, signal: str, users_U: Ints) -> Floats:
-    """Sums of the uplift slope (n, x, y, xx, xy) of test users' reports, (U, 5); 0 for who gave none."""
+def _slope_sums(
+    models: dict[str, WorldModel], data: SessionDataModule, signal: str, users_U: Ints
+) -> tuple[Floats, Floats]:
+    """Sums of the judge's own slope (n, x, y, xx, xy), (U, 5), and of its instrumented slope (U, 6), of test
+    users' reports; 0 for who gave none."""
     label = targets(data.log)[signal]
     keep_N = (data.part_S.numpy()[label.row] == TEST) & np.isin(label.user, users_U)
     label = kept(label, keep_N)
+    judge, labeller = models["predicted"], models["predicted_labeller"]
     given_N = predict(judge, data, signal, label, "tracks").mean_N
-    columns_NC = slope_columns(label.value, given_N, predict_usual(judge, data, label.row)[signal])
-    sums_UC = np.zeros((len(users_U), 5))
-    np.add.at(sums_UC, np.searchsorted(users_U, label.user), columns_NC)
-    return sums_UC
+    usual = predict_usual(judge, data, label.row)[signal]
+    # Other lists than the judge's: their chance must not be common to both.
+    others_N = predict_usual(labeller, data, label.row, draw=1)[signal].mean_N
+    effect_N = predict(labeller, data, signal, label, "tracks").mean_N - others_N
+    found = []
+    for columns_NC in (
+        slope_columns(label.value, given_N, usual),
+        instrument_columns(label.value, given_N, usual, effect_N),
+    ):
+        sums_UC = np.zeros((len(users_U), columns_NC.shape[1]))
+        np.add.at(sums_UC, np.searchsorted(users_U, label.user), columns_NC)
+        found.append(sums_UC)
+    return found[0], found[1]
