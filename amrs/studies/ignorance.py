@@ -35,8 +35,9 @@ FACTORS = (1.0, 1.5, 2.0, 3.0)
 """Distances from the catalogue's centre, in those of the tracks themselves."""
 TRACKS, SESSIONS = 16, 200
 """Tracks asked for in each session, and sessions."""
-WITHHELD, LISTS, LENGTH = 4, 8, 5
-"""Genres that production never plays; lists a session, half of them of those genres; tracks of a list."""
+WITHHELD, LISTS, LENGTH = 4, 8, 10
+"""Genres that production never plays; lists a session, half of them of those genres; tracks of a list. Lists
+are as long as sessions usually are: few logged sessions end after five tracks, so errors would be the length's."""
 DRAWS, PICK = 32, 760
 """Simulations of the truth, and the purpose of the draw."""
 
