@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from amrs.histories import FlatLog
+from amrs.logs.histories import FlatLog
 from amrs.noise import uniform
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from amrs.data import SessionDataModule
-from amrs.histories import played_before
 from amrs.listeners import HistoryReader, repeated
+from amrs.logs.histories import played_before
 from amrs.metrics import interval_from_cdf
 from amrs.models.policy import PolicyModel
 from amrs.models.world_model import WorldModel

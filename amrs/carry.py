@@ -19,12 +19,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from amrs.fidelity.targets import AFFECT
 from amrs.listeners import ImaginedListeners
 from amrs.noise import hash_keys, uniform
 from amrs.policies import NeuralPolicy
 from amrs.rollout import choose
 from amrs.rules import Rules, log_softmax_allowed
-from amrs.targets import AFFECT
 
 CARRY = 410
 """Purpose of the draws."""

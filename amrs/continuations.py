@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from amrs.data import SessionDataModule
-from amrs.histories import played_before
+from amrs.fidelity.targets import AFFECT
 from amrs.listeners import ImaginedListeners
+from amrs.logs.histories import played_before
 from amrs.models.policy import PolicyModel
 from amrs.models.world_model import WorldModel
 from amrs.noise import hash_keys, uniform
 from amrs.policies import NeuralPolicy
 from amrs.rollout import choose, distance_to
 from amrs.rules import Rules, log_softmax_allowed
-from amrs.targets import AFFECT
 from amrs.utility import Utility
 
 CONTINUATION = 420

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from amrs.batches import Batch, Batches, BatchSizeError, PairBatch, StepBatches, windows
 from amrs.config.data import SplitConfig
-from amrs.histories import LABELS, TARGETS, TOKEN, FlatLog, cumulative_labels, played_before
-from amrs.mapped import open_flat
+from amrs.logs.histories import LABELS, TARGETS, TOKEN, FlatLog, cumulative_labels, played_before
+from amrs.logs.mapped import open_flat
+from amrs.logs.schema import SessionLog, read_log
+from amrs.logs.splits import TRAIN, VALIDATION, assigned
 from amrs.noise import uniform
 from amrs.rules import Rules
-from amrs.schema import SessionLog, read_log
-from amrs.splits import TRAIN, VALIDATION, assigned
 
 _HIDE = 1
 _SESSION, _TRACK, _STEP, _MODE = range(4)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from amrs.data import SessionDataModule
+from amrs.fidelity.targets import AFFECT
 from amrs.outcomes import Sessions
 from amrs.rollout import Rollouts
-from amrs.targets import AFFECT
 
 SHOWN = ("copycat", "dpo")
 

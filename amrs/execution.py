@@ -26,7 +26,7 @@ PARTS = "parts"
 _RESUMED_FROM = ("checkpoints/last.ckpt", PARTS)
 """What a run that failed is resumed from; without any of these it leaves nothing behind."""
 SHARED = ("preferences", "evaluate")
-"""Stages whose processes share fixed units of work (see `amrs.shares`)."""
+"""Stages whose processes share fixed units of work (see `amrs.cluster.shares`)."""
 DISTRIBUTED = ("world_model", "bc", "dpo", *SHARED)
 """Stages that every process takes part in; the others run on the first process alone."""
 _LAUNCHED = ("RANK", "SLURM_PROCID", "LOCAL_RANK")

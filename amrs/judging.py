@@ -6,11 +6,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from amrs.cluster.shares import Share, alone
 from amrs.config import load
 from amrs.data import SessionDataModule
 from amrs.example_sessions import example_sessions
 from amrs.lineup import Parts, lineup
 from amrs.listeners import ImaginedListeners
+from amrs.logs.splits import TEST, VALIDATION
 from amrs.outcomes import (
     Sessions,
     choose_sessions,
@@ -24,8 +26,6 @@ from amrs.platform import load_truth
 from amrs.report import Report, Row, finite_rows
 from amrs.rollout import Environment, Policy, Rollouts
 from amrs.runs import Run, RunError, plan, read_json
-from amrs.shares import Share, alone
-from amrs.splits import TEST, VALIDATION
 from amrs.stages import world_model
 from amrs.stages.prepare import open_data
 

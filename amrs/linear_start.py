@@ -17,12 +17,12 @@ from torch import Tensor
 from amrs.bags import Bags
 from amrs.batches import Batch
 from amrs.data import SessionDataModule
-from amrs.estimators import tuning_rows
-from amrs.histories import LABELS, TARGETS
+from amrs.fidelity.estimators import tuning_rows
+from amrs.fidelity.targets import AFFECT
+from amrs.logs.histories import LABELS, TARGETS
+from amrs.logs.splits import TRAIN, VALIDATION
 from amrs.models.world_model import WorldModel, WorldModelMember
 from amrs.signals import Kind
-from amrs.splits import TRAIN, VALIDATION
-from amrs.targets import AFFECT
 
 MOST = 80_000
 """Labels that a fit takes (about); of more, some are left out at random."""

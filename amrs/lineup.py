@@ -13,6 +13,7 @@ import torch
 from amrs.data import SessionDataModule
 from amrs.guidance import GuidedPolicy, Tilt, best_of, boltzmann, calibrate
 from amrs.listeners import ImaginedListeners
+from amrs.logs.splits import TRAIN, VALIDATION
 from amrs.models.policy import PolicyModel
 from amrs.models.world_model import WorldModel
 from amrs.noise import hash_keys, uniform
@@ -20,7 +21,6 @@ from amrs.platform import load_truth
 from amrs.policies import FixedPolicy, GreedyPolicy, NeuralPolicy, Scorer
 from amrs.rollout import Policy
 from amrs.runs import Run, RunError, read_json
-from amrs.splits import TRAIN, VALIDATION
 from amrs.stages import bc, world_model
 from amrs.utility import Utility
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from amrs.config.stages import NegativeConfig
-from amrs.histories import FlatLog
+from amrs.logs.histories import FlatLog
 from amrs.utility import Utility
 
 

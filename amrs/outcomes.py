@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from amrs import metrics
+from amrs.cluster.shares import Share, alone
 from amrs.config.groups import UtilityConfig
 from amrs.data import SessionDataModule
+from amrs.fidelity.targets import AFFECT, Ints, Target, targets
+from amrs.logs.splits import TEST, TRAIN
 from amrs.metrics import DIVERSITY, Lists
 from amrs.noise import hash_keys, uniform
 from amrs.report import Row
 from amrs.rollout import Environment, Policy, Rollouts, imagine
 from amrs.rules import Rules, histories_at_once
-from amrs.shares import Share, alone
-from amrs.splits import TEST, TRAIN
-from amrs.targets import AFFECT, Ints, Target, targets
 from amrs.utility import Utility
 
 _DIVERSITY_DRAWS = 50

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from amrs.candidates import candidate_utility, member_utilities, next_track_log_probs
+from amrs.cluster.shares import Share, alone
 from amrs.config.stages import PreferencesConfig
 from amrs.continuations import continued_utility, shortfall
 from amrs.data import SessionDataModule
-from amrs.histories import FlatLog, played_before
+from amrs.logs.histories import FlatLog, played_before
+from amrs.logs.splits import TRAIN
 from amrs.models.policy import PolicyModel
 from amrs.models.world_model import WorldModel
 from amrs.negatives import negative_plays
 from amrs.noise import uniform
 from amrs.rollout import choose
 from amrs.rules import Rules, histories_at_once
-from amrs.shares import Share, alone
-from amrs.splits import TRAIN
 from amrs.utility import Utility
 
 EXPLORE, HISTORIES, DRAWS = 300, 301, 302

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from amrs.data import SessionDataModule
+from amrs.fidelity.targets import columns
 from amrs.listeners import HistoryReader
 from amrs.models.world_model import WorldModel, WorldModelMember
 from amrs.noise import uniform
 from amrs.rollout import Feedback, Policy
 from amrs.rules import log_softmax_allowed
-from amrs.targets import columns
 
 CHOICE = 950
 """Purpose of the draws of a policy's own choices."""

@@ -4,7 +4,7 @@ recommender = amrs.load("runs/export/FINGERPRINT")
 recommender.recommend(history, mode="calm", k=10)
 
 `history` is a list of a listener's sessions, oldest first; the last is the one under way and may hold no
-track yet. A session is a dict with the session log's names (amrs/schema.py), every one of them optional.
+track yet. A session is a dict with the session log's names (amrs/logs/schema.py), every one of them optional.
 Shape suffixes: L tokens, S sessions, N plays, K tracks, E embedding.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from amrs.batches import Batch
 from amrs.config.groups import ModelConfig
-from amrs.histories import FEEDBACK, LABELS, TARGETS, FlatLog, flatten_columns
+from amrs.logs.histories import FEEDBACK, LABELS, TARGETS, FlatLog, flatten_columns
 from amrs.models.policy import PolicyModel
 from amrs.rules import Rules, log_softmax_allowed
 

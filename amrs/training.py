@@ -25,13 +25,13 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from amrs.cluster.requeue import Requeue
+from amrs.cluster.sharding import strategy
 from amrs.config.graph import Config
 from amrs.data import SessionDataModule
 from amrs.execution import process_rank
-from amrs.requeue import Requeue
+from amrs.logs.splits import TRAIN
 from amrs.runs import REPEATED, Run, RunError
-from amrs.sharding import strategy
-from amrs.splits import TRAIN
 
 BEST, LAST, _ASIDE = "best.ckpt", "last.ckpt", "metrics.before.csv"
 _LINEAR_DECAY = 0.05

@@ -14,14 +14,14 @@ from torch import Tensor
 from amrs.config import load
 from amrs.config.data import SplitConfig
 from amrs.data import SessionDataModule
-from amrs.ignorance import disagreement
+from amrs.fidelity.ignorance import disagreement
 from amrs.listeners import MEMBER, HistoryReader, Mind, luck, sample_feedback
+from amrs.logs.splits import TEST, TRAIN, VALIDATION
 from amrs.models.world_model import WorldModel
 from amrs.noise import uniform
 from amrs.platform import Platform, load_truth
 from amrs.rollout import Feedback
 from amrs.runs import RunError, read_config, read_json
-from amrs.splits import TEST, TRAIN, VALIDATION
 from amrs.stages import world_model
 from amrs.utility import Utility
 

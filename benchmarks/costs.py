@@ -22,13 +22,13 @@ from amrs.config.groups import UtilityConfig
 from amrs.config.stages import PreferencesConfig
 from amrs.data import SessionDataModule
 from amrs.listeners import ImaginedListeners
+from amrs.logs.splits import TEST, TRAIN
 from amrs.models.policy import PolicyModel
 from amrs.models.world_model import WorldModel
 from amrs.outcomes import choose_sessions, roll_out
 from amrs.pairs import Labelling, _extremes
 from amrs.policies import NeuralPolicy
 from amrs.rules import histories_at_once
-from amrs.splits import TEST, TRAIN
 from amrs.stages import dpo, world_model
 from amrs.stages.bc import BehaviourCloning
 from amrs.utility import Utility

@@ -19,9 +19,9 @@ import yaml
 from amrs.batches import StepBatches
 from amrs.config.data import DataConfig
 from amrs.importers.table import importer
-from amrs.mapped import open_flat
-from amrs.schema import read_log
-from amrs.splits import TRAIN
+from amrs.logs.mapped import open_flat
+from amrs.logs.schema import read_log
+from amrs.logs.splits import TRAIN
 from benchmarks.reference import BATCH, MODEL, ROOT, data, platform_log
 from benchmarks.timing import Clock, Row, anonymous, peak_anonymous, row, speed
 

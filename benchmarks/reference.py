@@ -17,8 +17,8 @@ from amrs.config.groups import ModelConfig
 from amrs.config.platform import PlatformConfig
 from amrs.data import SessionDataModule
 from amrs.importers.platform import importer
-from amrs.schema import read_log, write_log
-from amrs.splits import TRAIN
+from amrs.logs.schema import read_log, write_log
+from amrs.logs.splits import TRAIN
 
 HISTORY, BATCH, TRACKS = 50, 128, 1683
 MODEL = ModelConfig(width=64, layers=2, heads=2, history=HISTORY)

@@ -4,12 +4,12 @@ import torch
 
 from amrs.config.groups import UtilityConfig
 from amrs.listeners import ImaginedListeners
+from amrs.logs.splits import TRAIN
 from amrs.models.policy import PolicyModel
 from amrs.models.world_model import WorldModel
 from amrs.noise import hash_keys
 from amrs.policies import NeuralPolicy, catalogue_utility
 from amrs.rollout import imagine
-from amrs.splits import TRAIN
 from amrs.utility import Utility
 from benchmarks.bounds import flops, products, replay
 from benchmarks.reference import MODEL, data, short_log

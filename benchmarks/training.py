@@ -12,8 +12,8 @@ import torch
 
 from amrs.config import parse
 from amrs.data import SessionDataModule
+from amrs.logs.splits import TRAIN
 from amrs.models.policy import PolicyModel
-from amrs.splits import TRAIN
 from amrs.stages import dpo, world_model
 from amrs.stages.bc import BehaviourCloning
 from benchmarks.bounds import flops, products, replay

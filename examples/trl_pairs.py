@@ -14,9 +14,9 @@ import torch
 from datasets import Dataset
 
 from amrs.data import SessionDataModule
-from amrs.histories import played_before
+from amrs.logs.histories import played_before
+from amrs.logs.splits import TRAIN
 from amrs.runs import read_json
-from amrs.splits import TRAIN
 from amrs.worlds import open_source
 
 

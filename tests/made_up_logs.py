@@ -6,8 +6,8 @@ from typing import Any
 import datasets
 import numpy as np
 
-from amrs.schema import Metadata, SessionLog, catalogue_schema, session_schema
-from amrs.targets import columns
+from amrs.fidelity.targets import columns
+from amrs.logs.schema import Metadata, SessionLog, catalogue_schema, session_schema
 
 SIGNALS = {"engagement": "bounded", "rating": "binary", "valence": "bounded", "arousal": "bounded"}
 METADATA = Metadata("made up", ("calm", "focus"), ("a", "b"), ("heart_rate",), SIGNALS, True, "random")

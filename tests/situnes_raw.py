@@ -7,7 +7,7 @@ import pytest
 
 from amrs.config.data import DataConfig
 from amrs.importers import IMPORTERS
-from amrs.schema import SessionLog, read_log
+from amrs.logs.schema import SessionLog, read_log
 
 GIVEN = os.environ.get("AMRS_SITUNES")
 RAW = Path(GIVEN) if GIVEN else Path(__file__).parents[2] / "shared" / "data" / "situnes"

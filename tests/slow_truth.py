@@ -6,7 +6,7 @@ from torch import Tensor
 
 from amrs.batches import Batch
 from amrs.data import SessionDataModule
-from amrs.histories import LABELS
+from amrs.logs.histories import LABELS
 from amrs.models.summaries import summarise
 from amrs.models.transformer import HistoryEncoder, _rotate
 from amrs.noise import uniform

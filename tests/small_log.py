@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from amrs.schema import Metadata
+from amrs.logs.schema import Metadata
 
 TIME = pa.timestamp("ms", "UTC")
 METADATA = Metadata(

@@ -12,8 +12,8 @@ from test_table import EXAMPLE, cells, write
 
 from amrs.config.data import DataConfig
 from amrs.importers import IMPORTERS, table
-from amrs.mapped import open_flat
-from amrs.schema import LogError, SessionLog, read_log
+from amrs.logs.mapped import open_flat
+from amrs.logs.schema import LogError, SessionLog, read_log
 
 Part = Callable[[dict[str, str]], bool]
 

@@ -9,11 +9,11 @@ from made_up_logs import embedding, make_log, parts, simulated, two_listeners
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score, roc_auc_score
 
-from amrs.baselines import SUBJECTS, predict
-from amrs.estimators import linear, standardise, tuning_rows
-from amrs.features import History, features
-from amrs.schema import SessionLog, read_log
-from amrs.targets import columns, targets, training_mean
+from amrs.fidelity.baselines import SUBJECTS, predict
+from amrs.fidelity.estimators import linear, standardise, tuning_rows
+from amrs.fidelity.features import History, features
+from amrs.fidelity.targets import columns, targets, training_mean
+from amrs.logs.schema import SessionLog, read_log
 
 SITUNES = Path(os.environ.get("AMRS_SITUNES", Path(__file__).parents[2] / "shared" / "data" / "situnes"))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from amrs import metrics
-from amrs.calibration import (
+from amrs.fidelity.calibration import (
     EVENTS,
     Judged,
     Yesno,

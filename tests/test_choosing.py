@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from amrs.config import load
+from amrs.fidelity.track_effects import instrumented_slope_of, slope_of
 from amrs.metrics import mean_of
 from amrs.runs import plan
 from amrs.studies.choosing import DIRECTIONS, KLS, choice_rows, regret_of, strength_for, tau_of
 from amrs.studies.optimism import corrected
-from amrs.track_effects import instrumented_slope_of, slope_of
 
 
 def sums(predicted: list[float], realised: list[float], count: float = 1.0) -> np.ndarray:

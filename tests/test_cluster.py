@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import train
 
-from amrs.cluster import JOB, in_job, job_file, launch, sweep_file, torchrun_file
+from amrs.cluster.jobs import JOB, in_job, job_file, launch, sweep_file, torchrun_file
 from amrs.config import ConfigError, as_arguments, load
 from amrs.execution import DISTRIBUTED
 from amrs.runs import Run, RunError, plan

@@ -245,9 +245,9 @@ def test_the_published_utility_is_half_valence_half_arousal_both_up() -> None:
 
 
 def test_choices_are_the_keys_of_the_parts_that_can_be_plugged_in() -> None:
-    from amrs.histories import BLIND_TO
     from amrs.importers import IMPORTERS
     from amrs.lineup import LINEUP
+    from amrs.logs.histories import BLIND_TO
     from amrs.losses import DPO_LOSSES
     from amrs.pairs import SAMPLERS
     from amrs.studies import STUDIES

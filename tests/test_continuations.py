@@ -10,9 +10,9 @@ from amrs.config.stages import PreferencesConfig
 from amrs.continuations import continued_utility, shortfall
 from amrs.data import SessionDataModule
 from amrs.listeners import ImaginedListeners
+from amrs.logs.splits import TRAIN
 from amrs.noise import hash_keys
 from amrs.pairs import Labelling, best_worst, credited, margin, on_policy
-from amrs.splits import TRAIN
 from amrs.utility import Utility
 
 MODES = ("energize", "calm")

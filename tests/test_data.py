@@ -17,10 +17,10 @@ from torch import Tensor
 from amrs.batches import Batch, StepBatches
 from amrs.config.data import SplitConfig
 from amrs.data import SessionDataModule
-from amrs.histories import LABELS, TARGETS, flatten, played_before
-from amrs.mapped import open_flat
-from amrs.schema import read_log, write_log
-from amrs.splits import TEST, TRAIN, VALIDATION, TooFewUsersError
+from amrs.logs.histories import LABELS, TARGETS, flatten, played_before
+from amrs.logs.mapped import open_flat
+from amrs.logs.schema import read_log, write_log
+from amrs.logs.splits import TEST, TRAIN, VALIDATION, TooFewUsersError
 
 NAN = float("nan")
 

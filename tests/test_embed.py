@@ -17,12 +17,12 @@ from amrs.audio import AudioError, audio_files, extra, normalised, read_mono, wi
 from amrs.config import ConfigError, load
 from amrs.config.data import DataConfig
 from amrs.execution import execute
-from amrs.faults import LogError
 from amrs.importers import IMPORTERS
+from amrs.logs.faults import LogError
+from amrs.logs.schema import read_log
 from amrs.models.audio_towers import RATE, ClampAudioTower, Mert, find_weights
 from amrs.pairs import nearest_tracks, whitened
 from amrs.runs import RunError, plan
-from amrs.schema import read_log
 from amrs.stages import STAGES, embed
 
 SHAPE = {

@@ -23,12 +23,12 @@ from amrs.config.groups import ModelConfig, UtilityConfig, WeightsConfig
 from amrs.env import LUCK, AffectiveSession, AffectiveSessions
 from amrs.judging import judged
 from amrs.listeners import ImaginedListeners
+from amrs.logs.splits import TRAIN
 from amrs.noise import hash_keys
 from amrs.policies import FixedPolicy
 from amrs.report import load
 from amrs.rollout import Feedback, imagine
 from amrs.runs import RunError
-from amrs.splits import TRAIN
 from amrs.stages import world_model
 from amrs.utility import Utility
 from amrs.worlds import Source, open_source

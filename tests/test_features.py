@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from made_up_logs import METADATA, Sessions, embedding, make_log, simulated, two_listeners
 
-from amrs.features import Features, History, features
-from amrs.schema import Metadata, SessionLog, read_log, write_log
-from amrs.targets import columns, targets
+from amrs.fidelity.features import Features, History, features
+from amrs.fidelity.targets import columns, targets
+from amrs.logs.schema import Metadata, SessionLog, read_log, write_log
 
 
 def asked(log: SessionLog, signal: str, known: Any = "tracks") -> Features:

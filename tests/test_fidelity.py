@@ -9,12 +9,12 @@ from test_stages import Done, folders
 
 from amrs.config.data import SplitConfig
 from amrs.data import SessionDataModule
-from amrs.fidelity import GRID_G, predict
+from amrs.fidelity.fit import GRID_G, predict
+from amrs.fidelity.targets import Target, targets
+from amrs.logs.splits import TEST
 from amrs.metrics import coverage, interval_from_cdf
 from amrs.models.world_model import WorldModel
-from amrs.splits import TEST
 from amrs.stages import world_model
-from amrs.targets import Target, targets
 
 
 def opened(runs: Path) -> tuple[SessionDataModule, WorldModel]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from amrs.config.groups import ModelConfig
-from amrs.ignorance import caught, caught_interval, disagreement, least_noise, split_variance
+from amrs.fidelity.ignorance import caught, caught_interval, disagreement, least_noise, split_variance
 from amrs.models.world_model import WorldModelMember
 from amrs.signals import Binary, Bounded
 

@@ -11,11 +11,11 @@ from tiny_logs import opened, random_log, world_model
 from amrs.bags import Bags
 from amrs.config.stages import WorldModelConfig
 from amrs.data import SessionDataModule
-from amrs.histories import LABELS
 from amrs.linear_start import Examples, examples, fitted, loss, start_linear, tuned_penalty
+from amrs.logs.histories import LABELS
+from amrs.logs.splits import TRAIN, VALIDATION
 from amrs.models.world_model import masked_sums
 from amrs.signals import Binary, Bounded
-from amrs.splits import TRAIN, VALIDATION
 
 ALL = dict.fromkeys(LABELS, 1.0)
 PENALTIES = WorldModelConfig().penalties

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from amrs.missing import effective, mean_bounds, r2_bounds, ratio_bounds, resampled_bounds, weights
+from amrs.fidelity.missing import effective, mean_bounds, r2_bounds, ratio_bounds, resampled_bounds, weights
 
 
 def test_weights_by_hand() -> None:

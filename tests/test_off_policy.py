@@ -15,6 +15,7 @@ from tiny_logs import world_model
 from amrs.config.data import SplitConfig
 from amrs.config.stages import OffPolicyConfig
 from amrs.data import SessionDataModule
+from amrs.logs.splits import TEST
 from amrs.metrics import studentised
 from amrs.off_policy import (
     Support,
@@ -33,7 +34,6 @@ from amrs.propensities import ask, expected, logged_plays
 from amrs.report import load
 from amrs.report.words import off_policy_findings
 from amrs.runs import read_json
-from amrs.splits import TEST
 
 # Two plays of a or b, logged with probability 1/2 each: every session once, so sums are expectations.
 SESSIONS = ("aa", "ab", "ba", "bb")

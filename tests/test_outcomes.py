@@ -10,6 +10,7 @@ from tiny_logs import letters, opened, policy, random_log, session, world_model,
 from amrs.config.groups import UtilityConfig
 from amrs.data import SessionDataModule
 from amrs.listeners import ImaginedListeners
+from amrs.logs.splits import TEST, TRAIN, VALIDATION
 from amrs.outcomes import (
     _occurrence,
     choose_sessions,
@@ -22,7 +23,6 @@ from amrs.outcomes import (
 )
 from amrs.policies import FixedPolicy, NeuralPolicy
 from amrs.rollout import Rollouts
-from amrs.splits import TEST, TRAIN, VALIDATION
 from amrs.utility import Utility
 
 

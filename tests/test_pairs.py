@@ -13,12 +13,12 @@ from amrs.candidates import candidate_answers, candidate_utility, next_track_log
 from amrs.config.groups import UtilityConfig, WeightsConfig
 from amrs.config.stages import NegativeConfig, PreferencesConfig
 from amrs.data import SessionDataModule
+from amrs.logs.splits import TEST, TRAIN, VALIDATION
 from amrs.models.world_model import WorldModel
 from amrs.negatives import negative_plays
 from amrs.noise import uniform
 from amrs.pairs import DRAWS, EXPLORE, Labelling, Pairs, corrective, margin, nearest_tracks
 from amrs.rollout import choose
-from amrs.splits import TEST, TRAIN, VALIDATION
 from amrs.utility import Utility
 
 MODES = ("energize", "calm")

@@ -11,6 +11,7 @@ from platform_worlds import SMALL, one_thread, tracks, world
 from amrs.config.data import DataConfig
 from amrs.config.platform import PlatformConfig
 from amrs.importers.platform import importer, metadata
+from amrs.logs.schema import read_log, validate
 from amrs.platform import Platform, TruthError, load_truth
 from amrs.platform.catalogue import catalogue_table, draw_catalogue
 from amrs.platform.draws import Draw, hash_keys
@@ -19,7 +20,6 @@ from amrs.platform.listeners import draw_listeners, session_counts, take
 from amrs.platform.service import simulate
 from amrs.platform.world import draw_shards
 from amrs.rollout import distance_to
-from amrs.schema import read_log, validate
 
 __all__ = ["one_thread"]
 

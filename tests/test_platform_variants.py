@@ -9,12 +9,12 @@ from amrs.config.data import SplitConfig
 from amrs.config.platform import PlatformConfig
 from amrs.data import SessionDataModule
 from amrs.importers.platform import metadata
+from amrs.logs.schema import write_log
 from amrs.platform import draw_platform
 from amrs.platform.catalogue import catalogue_table
 from amrs.platform.draws import hash_keys
 from amrs.platform.reports import post_given, pre_given
 from amrs.platform.routine import state_at
-from amrs.schema import write_log
 from amrs.studies.ceilings import full_information
 
 __all__ = ["one_thread"]

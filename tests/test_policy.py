@@ -9,10 +9,10 @@ from tiny_logs import METADATA, opened, policy, random_log
 from amrs.candidates import entropy_after, next_track_log_probs
 from amrs.data import SessionDataModule
 from amrs.listeners import HistoryReader
+from amrs.logs.splits import TRAIN
 from amrs.models.policy import played_so_far
 from amrs.rollout import Feedback
 from amrs.rules import Rules, log_softmax_allowed
-from amrs.splits import TRAIN
 from amrs.stages.bc import clone_log_probs
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from test_stages import Done, folders
 
-from amrs.predictions import fit_rows, labels, pooled, save
+from amrs.fidelity.predictions import fit_rows, labels, pooled, save
 from amrs.report import Row
 
 

@@ -7,7 +7,7 @@ from tiny_logs import opened, random_log
 
 from amrs import metrics
 from amrs.data import SessionDataModule
-from amrs.realism import (
+from amrs.fidelity.realism import (
     Told,
     compared,
     done_hazard,
@@ -18,8 +18,8 @@ from amrs.realism import (
     logged_sessions,
     told_apart,
 )
+from amrs.logs.splits import TRAIN
 from amrs.rollout import Rollouts
-from amrs.splits import TRAIN
 
 NAN = torch.nan
 

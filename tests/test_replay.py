@@ -10,9 +10,7 @@ from platform_worlds import one_thread, world
 from tiny_logs import opened, random_log, shape
 
 from amrs.data import SessionDataModule
-from amrs.histories import static_names
-from amrs.models.world_model import WorldModel
-from amrs.replay import (
+from amrs.fidelity.replay import (
     FILE,
     bands,
     cut,
@@ -25,8 +23,10 @@ from amrs.replay import (
     trusted_horizon,
     upper_bound,
 )
+from amrs.logs.histories import static_names
+from amrs.logs.splits import TRAIN
+from amrs.models.world_model import WorldModel
 from amrs.rollout import Rollouts
-from amrs.splits import TRAIN
 
 __all__ = ["one_thread"]
 

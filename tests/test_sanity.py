@@ -24,9 +24,12 @@ from amrs.config.groups import ModelConfig
 from amrs.config.platform import PlatformConfig
 from amrs.data import SessionDataModule
 from amrs.execution import execute
-from amrs.fidelity import Known, predict
-from amrs.histories import TARGETS
+from amrs.fidelity.fit import Known, predict
+from amrs.fidelity.targets import Target, targets, training_mean
 from amrs.importers.platform import metadata
+from amrs.logs.histories import TARGETS
+from amrs.logs.schema import write_log
+from amrs.logs.splits import TEST, TRAIN, VALIDATION
 from amrs.metrics import Estimate, auroc_interval, mean_interval, r2_interval
 from amrs.metrics.gains import AROUSAL_SIGN
 from amrs.models.world_model import WorldModel, masked_sums
@@ -35,12 +38,9 @@ from amrs.platform import draw_platform, load_truth
 from amrs.platform.catalogue import catalogue_table
 from amrs.policies import NeuralPolicy
 from amrs.runs import plan
-from amrs.schema import write_log
-from amrs.splits import TEST, TRAIN, VALIDATION
 from amrs.stages import STAGES, bc
 from amrs.stages.preferences import load_pairs
 from amrs.stages.world_model import WorldModelTraining, build
-from amrs.targets import Target, targets, training_mean
 
 __all__ = ["one_thread"]
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from small_log import METADATA, TIME, catalogue, hour, many, sessions
 
-from amrs.schema import FORMAT_VERSION, LogError, Metadata, read_log, validate, write_log
+from amrs.logs.schema import FORMAT_VERSION, LogError, Metadata, read_log, validate, write_log
 
 
 def test_a_log_reads_back_as_it_was_written(tmp_path: Path) -> None:

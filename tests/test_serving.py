@@ -149,7 +149,7 @@ def test_nothing_exported_is_pickled_or_names_a_user(exported: Path) -> None:
 
 
 def amrs_users(exported: Path) -> list[str]:
-    from amrs.schema import read_log
+    from amrs.logs.schema import read_log
 
     return list(read_log(parent(exported, "prepare") / "log").sessions["user_id"][:])
 

@@ -10,13 +10,13 @@ from datasets import Dataset
 from test_stages import Done
 from tiny_logs import opened, policy, random_log, world_model
 
+from amrs.cluster.shares import Work, alone, share
 from amrs.listeners import ImaginedListeners
+from amrs.logs.splits import TRAIN
 from amrs.outcomes import choose_sessions, roll_out
 from amrs.policies import NeuralPolicy
 from amrs.report import load
 from amrs.runs import read_json
-from amrs.shares import Work, alone, share
-from amrs.splits import TRAIN
 
 
 def results(folder: Path, ranks: int, units: int, order: list[int]) -> tuple[list[list[int]], list[int]]:

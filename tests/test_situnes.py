@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from situnes_raw import RAW, needs_situnes, run
 
-from amrs.schema import SessionLog
+from amrs.logs.schema import SessionLog
 
 Row = dict[str, str]
 

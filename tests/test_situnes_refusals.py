@@ -8,7 +8,7 @@ from situnes_raw import RAW, needs_situnes
 
 from amrs.config.data import DataConfig
 from amrs.importers import IMPORTERS
-from amrs.schema import LogError
+from amrs.logs.schema import LogError
 
 
 def refusal(raw: Path | None, folder: Path) -> str:

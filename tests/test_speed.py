@@ -15,6 +15,7 @@ from amrs.batches import Batch
 from amrs.config.groups import UtilityConfig
 from amrs.data import SessionDataModule
 from amrs.listeners import sample_feedback
+from amrs.logs.splits import TRAIN
 from amrs.models import linear
 from amrs.models.dropout import keep_noise
 from amrs.models.folded import FoldedHead
@@ -23,7 +24,6 @@ from amrs.models.world_model import WorldModelMember, masked_sums
 from amrs.policies import catalogue_utility
 from amrs.rollout import choose, distance_to
 from amrs.rules import Rules, log_prob_allowed, log_softmax_allowed
-from amrs.splits import TRAIN
 from amrs.stages import bc
 from amrs.utility import Utility
 

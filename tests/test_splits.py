@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from amrs.config.data import SplitConfig
-from amrs.splits import TEST, TRAIN, VALIDATION, split_halves, split_users, withheld_artists
+from amrs.logs.splits import TEST, TRAIN, VALIDATION, split_halves, split_users, withheld_artists
 
 USERS = [f"user {k}" for k in range(939)]
 

@@ -46,7 +46,7 @@ def test_report_holds_every_section_with_unique_finite_rows(evaluated: Done) -> 
 def test_no_user_id_is_in_report_or_metrics(evaluated: Done) -> None:
     runs = evaluated[0]
     log = folders(runs, "prepare")[0] / "log"
-    from amrs.schema import read_log
+    from amrs.logs.schema import read_log
 
     users = set(read_log(log).sessions["user_id"][:])
     texts = [p.read_text() for name in ("report.*", "metrics.csv", "summary.json") for p in runs.rglob(name)]
@@ -211,7 +211,7 @@ def test_modes_that_may_be_slips_of_the_pen_are_told() -> None:
 def test_the_hidden_truth_cannot_be_opened_as_data(evaluated: Done) -> None:
     from amrs.config.data import SplitConfig
     from amrs.data import SessionDataModule
-    from amrs.schema import LogError
+    from amrs.logs.schema import LogError
 
     prepared = folders(evaluated[0], "prepare")[0]
     assert (prepared / "truth").is_dir()

@@ -12,13 +12,14 @@ from conftest import TINY, train
 from tiny_logs import opened, policy, random_log, world_model
 
 from amrs.data import SessionDataModule
-from amrs.histories import flatten
+from amrs.fidelity.targets import columns
 from amrs.listeners import ImaginedListeners
+from amrs.logs.histories import flatten
+from amrs.logs.splits import VALIDATION
 from amrs.noise import hash_keys
 from amrs.policies import FixedPolicy, NeuralPolicy
 from amrs.report import load
 from amrs.rollout import imagine
-from amrs.splits import VALIDATION
 from amrs.stress import counterfactual, properties
 from amrs.stress.adversary import exchanged
 from amrs.stress.confounding import breaking_gamma, tilted_mean
@@ -33,7 +34,6 @@ from amrs.stress.dynamics import (
 )
 from amrs.stress.harm import harm, upper_bound
 from amrs.stress.simulation import last
-from amrs.targets import columns
 
 HORIZON = 4
 

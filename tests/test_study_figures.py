@@ -8,7 +8,7 @@ from test_fidelity import opened
 from test_stages import Done, folders
 
 from amrs.config import load
-from amrs.histories import played_before
+from amrs.logs.histories import played_before
 from amrs.platform import load_truth
 from amrs.report import Row
 from amrs.runs import RunError, plan

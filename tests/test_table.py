@@ -16,7 +16,7 @@ import yaml
 
 from amrs.config.data import DataConfig
 from amrs.importers import IMPORTERS, delivery, reading, table
-from amrs.schema import LogError, SessionLog, read_log
+from amrs.logs.schema import LogError, SessionLog, read_log
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "own_log"
 Edit = Callable[[dict[str, Any]], None]

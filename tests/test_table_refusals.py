@@ -8,7 +8,7 @@ from test_table import Edit, cells, change, edit_map, raw, refusal, run, write
 
 from amrs.config.data import DataConfig
 from amrs.importers import IMPORTERS
-from amrs.schema import LogError
+from amrs.logs.schema import LogError
 
 __all__ = ["raw"]  # the fixture
 

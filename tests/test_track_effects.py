@@ -8,9 +8,8 @@ import torch
 from test_fidelity import held_out, opened
 from test_stages import Done
 
-from amrs.fidelity import _replayed, predict, predict_usual
-from amrs.histories import played_before
-from amrs.track_effects import (
+from amrs.fidelity.fit import _replayed, predict, predict_usual
+from amrs.fidelity.track_effects import (
     Usual,
     given_list,
     instrument_columns,
@@ -23,6 +22,7 @@ from amrs.track_effects import (
     uplift_slope,
     usual_odds,
 )
+from amrs.logs.histories import played_before
 
 USER = np.array([0, 0, 1, 1])
 

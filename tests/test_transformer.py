@@ -8,10 +8,10 @@ from tiny_logs import opened, random_log, shape
 
 from amrs.batches import Batch
 from amrs.data import SessionDataModule
+from amrs.logs.splits import TRAIN
 from amrs.models.packed import Packed
 from amrs.models.summaries import DECAY, SHARE, summarise
 from amrs.models.transformer import Block, HistoryEncoder
-from amrs.splits import TRAIN
 
 POSITIONS = ("none", "learned", "rope")
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}

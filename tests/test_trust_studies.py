@@ -7,10 +7,10 @@ import pytest
 import torch
 from platform_worlds import one_thread, world
 
+from amrs.fidelity.targets import Target
 from amrs.studies.calibration import spread_out
 from amrs.studies.missing import Sessions, bounds, comparisons, plain_and_weighted
 from amrs.studies.rollouts import SHOWN, binned
-from amrs.targets import Target
 
 __all__ = ["one_thread"]
 

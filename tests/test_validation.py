@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from small_log import METADATA, TIME, catalogue, hour, many, sessions
 
-from amrs.schema import LogError, Metadata, validate
+from amrs.logs.schema import LogError, Metadata, validate
 
 NAN = float("nan")
 

@@ -12,11 +12,11 @@ from amrs.batches import Batch
 from amrs.config.groups import ModelConfig
 from amrs.config.stages import WorldModelConfig
 from amrs.data import SessionDataModule
-from amrs.histories import BLIND_TO, LABELS, TARGETS, static_names
+from amrs.logs.histories import BLIND_TO, LABELS, TARGETS, static_names
+from amrs.logs.splits import TRAIN
 from amrs.models.curves import Curves
 from amrs.models.summaries import RATIOS
 from amrs.models.world_model import masked_sums
-from amrs.splits import TRAIN
 from amrs.stages.world_model import build, few_passes, label_counts, label_weights
 
 

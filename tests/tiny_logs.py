@@ -11,9 +11,9 @@ import torch
 from amrs.config.data import SplitConfig
 from amrs.config.groups import ModelConfig
 from amrs.data import SessionDataModule
+from amrs.logs.schema import Metadata, write_log
 from amrs.models.policy import PolicyModel
 from amrs.models.world_model import WorldModel
-from amrs.schema import Metadata, write_log
 
 TIME = pa.timestamp("ms", "UTC")
 METADATA = Metadata(

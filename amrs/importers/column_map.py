@@ -9,7 +9,7 @@ from zoneinfo import available_timezones
 
 import yaml
 
-from amrs.faults import LogError
+from amrs.logs.faults import LogError
 
 TIME = ("unit", "format", "zone")
 LABEL = ("values",)

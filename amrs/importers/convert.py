@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from amrs.faults import Bools, Faults
 from amrs.importers.column_map import Column
 from amrs.importers.reading import Raw, numbers, scaled, times
-from amrs.validation import mask
+from amrs.logs.faults import Bools, Faults
+from amrs.logs.validation import mask
 
 Converter = Callable[[Raw, Column, str, pa.Array, Faults], pa.Array]
 _PER_SECOND = {"s": 1.0, "ms": 0.001}

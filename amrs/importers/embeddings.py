@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from amrs.faults import Faults, LogError
-from amrs.validation import mask
+from amrs.logs.faults import Faults, LogError
+from amrs.logs.validation import mask
 
 
 def with_embeddings(catalogue: pa.Table, file: str | None) -> pa.Table:

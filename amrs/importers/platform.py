@@ -7,10 +7,10 @@ import pyarrow as pa
 
 from amrs.config.data import DataConfig
 from amrs.config.platform import PlatformConfig
+from amrs.logs.schema import Metadata, write_log
 from amrs.platform.catalogue import COHORTS, MODES, Catalogue, catalogue_table, draw_catalogue
 from amrs.platform.truth import save_shard, save_world
 from amrs.platform.world import draw_shards
-from amrs.schema import Metadata, write_log
 
 
 def metadata(config: PlatformConfig) -> Metadata:

@@ -15,8 +15,8 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from amrs.faults import Bools, Faults, Ints, LogError
-from amrs.validation import mask
+from amrs.logs.faults import Bools, Faults, Ints, LogError
+from amrs.logs.validation import mask
 
 Floats = NDArray[np.float64]
 

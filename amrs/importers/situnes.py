@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from amrs import importers
 from amrs.config.data import DataConfig
-from amrs.faults import Faults, Ints, LogError
 from amrs.importers.embeddings import embedding_is, with_embeddings
 from amrs.importers.reading import Floats, Raw, read_raw, scaled
-from amrs.schema import Metadata, write_log
-from amrs.validation import REPORTS
+from amrs.logs.faults import Faults, Ints, LogError
+from amrs.logs.schema import Metadata, write_log
+from amrs.logs.validation import REPORTS
 
 ADVICE = importers.ADVICE["situnes"]
 UTC_OFFSET_MIN = 8 * 60

@@ -13,17 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from amrs.adding import add_sessions
 from amrs.config.data import DataConfig
-from amrs.faults import Faults, LogError
 from amrs.importers import ADVICE
 from amrs.importers.column_map import Column, ColumnMap, Part, read_map
 from amrs.importers.convert import convert
 from amrs.importers.delivery import delivered
 from amrs.importers.embeddings import embedding_is, with_embeddings
 from amrs.importers.reading import Raw, offsets_min, read_raw
-from amrs.schema import KINDS, Metadata, write_log
-from amrs.validation import codes, mask, repeated
+from amrs.logs.adding import add_sessions
+from amrs.logs.faults import Faults, LogError
+from amrs.logs.schema import KINDS, Metadata, write_log
+from amrs.logs.validation import codes, mask, repeated
 
 SHARD_SESSIONS = 50_000
 _REPORTS = {"engagement": {"engagement"}, "rating": {"rating"}, "valence": {"post_valence", "track_valence"},

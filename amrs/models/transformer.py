@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from amrs.batches import Batch
 from amrs.config.groups import ModelConfig
-from amrs.histories import FEEDBACK
+from amrs.logs.histories import FEEDBACK
 from amrs.models.dropout import Dropout
 from amrs.models.linear import Linear
 from amrs.models.packed import Packed, rounded, take_rows

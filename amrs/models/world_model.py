@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from amrs.batches import Batch
 from amrs.config.groups import ModelConfig
-from amrs.histories import LABELS, TARGETS
+from amrs.logs.histories import LABELS, TARGETS
 from amrs.models.curves import Curves
 from amrs.models.dropout import Dropout
 from amrs.models.linear import Linear, linear

@@ -8,15 +8,15 @@ from importlib import import_module
 from pathlib import Path
 
 from amrs.batches import BatchSizeError
-from amrs.cluster import in_job, launch
+from amrs.cluster.jobs import in_job, launch
+from amrs.cluster.requeue import requeued_on_signal
 from amrs.config import graph
 from amrs.config.graph import Config
 from amrs.execution import Stage, execute, process_rank
-from amrs.mapped import open_flat
-from amrs.requeue import requeued_on_signal
+from amrs.logs.mapped import open_flat
+from amrs.logs.schema import LogError, read_log
+from amrs.logs.splits import TooFewUsersError, assigned
 from amrs.runs import Run, RunError, plan
-from amrs.schema import LogError, read_log
-from amrs.splits import TooFewUsersError, assigned
 
 
 def _stage(name: str, run: Run, folder: Path) -> None:

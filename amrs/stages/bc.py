@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from amrs.batches import Batch
+from amrs.cluster.sharding import ShardedModule
 from amrs.config.graph import Config
 from amrs.config.groups import ModelConfig
 from amrs.data import SessionDataModule
+from amrs.logs.splits import TRAIN
 from amrs.models.packed import rounded
 from amrs.models.policy import PolicyModel, played_so_far
 from amrs.rules import Rules, in_chunks, log_prob_allowed
 from amrs.runs import Run, read_config
-from amrs.sharding import ShardedModule
-from amrs.splits import TRAIN
 from amrs.stages.prepare import open_data
 from amrs.training import RatioOfSums, fit, linear_schedule, load_weights
 

@@ -11,12 +11,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from amrs.batches import PairBatch
+from amrs.cluster.sharding import ShardedModule, is_sharded, set_whole_state, whole_state
 from amrs.config.graph import Config
 from amrs.config.stages import DpoConfig
 from amrs.data import SessionDataModule
 from amrs.guidance import boltzmann
 from amrs.lineup import Parts, guided
 from amrs.listeners import ImaginedListeners
+from amrs.logs.splits import VALIDATION
 from amrs.losses import DPO_LOSSES, LISTED, TEMPERED
 from amrs.models.policy import PolicyModel
 from amrs.noise import hash_keys, uniform
@@ -24,8 +26,6 @@ from amrs.policies import NeuralPolicy
 from amrs.rollout import imagine
 from amrs.rules import Rules, in_chunks, log_softmax_allowed
 from amrs.runs import Run
-from amrs.sharding import ShardedModule, is_sharded, set_whole_state, whole_state
-from amrs.splits import VALIDATION
 from amrs.stages import bc
 from amrs.stages.preferences import load_pairs
 from amrs.training import BEST, RatioOfSums, fit

@@ -8,26 +8,26 @@ from typing import Any
 import torch
 import yaml
 
+from amrs.cluster.shares import shared
 from amrs.config import dump
 from amrs.config.stages import StudyName
 from amrs.data import SessionDataModule
 from amrs.execution import environment, process_rank
-from amrs.fidelity import fidelity
+from amrs.fidelity.fit import fidelity
+from amrs.fidelity.predictions import fit_rows, pooled, save
+from amrs.fidelity.track_effects import LISTS, likely_lists, true_effect_rows
 from amrs.judging import PARTS, policy_rows, rolled_out
 from amrs.lineup import lineup, variants
+from amrs.logs.splits import FOLD_VALIDATION, TEST, TRAIN, VALIDATION
 from amrs.models.world_model import WorldModel
 from amrs.off_policy import ask_the_log, off_policy_rows
 from amrs.outcomes import Sessions, choose_sessions
 from amrs.platform import Platform, load_truth
-from amrs.predictions import fit_rows, pooled, save
 from amrs.report import Report, Row, finite_rows, load, over_folds, over_splits, terminal_table
 from amrs.rollout import Policy
 from amrs.runs import Run, RunError, merged_studies, read_json, splits_of
-from amrs.shares import shared
-from amrs.splits import FOLD_VALIDATION, TEST, TRAIN, VALIDATION
 from amrs.stages import world_model
 from amrs.stages.prepare import open_data
-from amrs.track_effects import LISTS, likely_lists, true_effect_rows
 from amrs.training import log_once
 
 _TUNING = "Judged on validation users, for tuning: results are what test users give."

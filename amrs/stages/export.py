@@ -11,11 +11,11 @@ from amrs.card import card
 from amrs.config.groups import ModelConfig
 from amrs.data import SessionDataModule
 from amrs.lineup import LINEUP, lineup
+from amrs.logs.splits import TRAIN
 from amrs.policies import NeuralPolicy
 from amrs.report import Report, load
 from amrs.runs import Run, RunError, write_json
 from amrs.serving import CARD, CATALOGUE, CONFIG, FORMAT, WEIGHTS
-from amrs.splits import TRAIN
 from amrs.stages.prepare import open_data
 
 

@@ -8,11 +8,13 @@ from torch import Tensor
 
 from amrs.candidates import entropy_after, next_track_log_probs
 from amrs.carry import Effects, measure_effects
+from amrs.cluster.shares import Share, alone, shared
 from amrs.config.graph import Config
 from amrs.config.groups import UtilityConfig
 from amrs.data import SessionDataModule
 from amrs.execution import process_rank
 from amrs.listeners import ImaginedListeners
+from amrs.logs.splits import TRAIN, VALIDATION
 from amrs.models.policy import PolicyModel
 from amrs.models.world_model import WorldModel
 from amrs.negatives import negative_plays
@@ -21,8 +23,6 @@ from amrs.pairs import SAMPLERS, Labelling, Pairs
 from amrs.policies import NeuralPolicy
 from amrs.rules import Rules, histories_at_once
 from amrs.runs import Run, RunError, write_json
-from amrs.shares import Share, alone, shared
-from amrs.splits import TRAIN, VALIDATION
 from amrs.stages import bc, world_model
 from amrs.stages.prepare import open_data
 from amrs.utility import Utility

@@ -9,9 +9,9 @@ from pathlib import Path
 from amrs.config.groups import UtilityConfig
 from amrs.data import SessionDataModule
 from amrs.importers import IMPORTERS
-from amrs.mapped import open_flat
+from amrs.logs.mapped import open_flat
+from amrs.logs.schema import read_log
 from amrs.runs import Run
-from amrs.schema import read_log
 
 
 def run(run: Run, folder: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from amrs.config.graph import Config
+from amrs.fidelity.targets import AFFECT
 from amrs.gate import checks, gate_rows, verdict
 from amrs.judging import PARTS
 from amrs.lineup import Parts, lineup, variants
@@ -16,7 +17,6 @@ from amrs.stages.evaluate import record
 from amrs.stages.prepare import open_data
 from amrs.stress.figures import stress_rows
 from amrs.stress.trial import Trial
-from amrs.targets import AFFECT
 from amrs.training import log_once
 
 

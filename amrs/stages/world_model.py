@@ -11,16 +11,16 @@ from torch import Tensor
 
 from amrs.bags import Bags
 from amrs.batches import Batch
+from amrs.cluster.sharding import ShardedModule
 from amrs.config.graph import Config
 from amrs.config.groups import ModelConfig
 from amrs.config.stages import WorldModelConfig
 from amrs.data import SessionDataModule
-from amrs.histories import BLIND_TO, LABELS, static_names
 from amrs.linear_start import start_linear
+from amrs.logs.histories import BLIND_TO, LABELS, static_names
+from amrs.logs.splits import TRAIN, withheld_artists
 from amrs.models.world_model import WorldModel, masked_sums
 from amrs.runs import Run, read_config
-from amrs.sharding import ShardedModule
-from amrs.splits import TRAIN, withheld_artists
 from amrs.stages.prepare import open_data
 from amrs.training import LAST, RatioOfSums, fit, linear_schedule, load_weights
 from amrs.utility import Utility

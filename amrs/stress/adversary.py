@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from amrs.data import SessionDataModule
+from amrs.fidelity.targets import Columns, Ints
 from amrs.noise import uniform
 from amrs.outcomes import Sessions
 from amrs.rollout import Environment, Policy
 from amrs.stress.counterfactual import Histories, as_data, gather, logged, reading, rows_of
 from amrs.stress.simulation import mean_outcome, simulate, simulations
-from amrs.targets import Columns, Ints
 
 EXCHANGE, SEARCH, AGAIN = 920, 921, 922
 """Purposes of draws: which feedback is exchanged, luck in the search, luck of the figures it ends with."""

@@ -29,13 +29,13 @@ from torch import Tensor
 
 from amrs import metrics
 from amrs.data import SessionDataModule
+from amrs.fidelity.targets import AFFECT
+from amrs.fidelity.track_effects import slope_of
 from amrs.metrics import Estimate
 from amrs.metrics.fidelity import Floats, Ints
 from amrs.models.world_model import WorldModel
 from amrs.propensities import ask, expected, logged_plays
 from amrs.rollout import Policy
-from amrs.targets import AFFECT
-from amrs.track_effects import slope_of
 
 FARTHEST = 10.0
 """Bound beyond which no hidden cause is looked for."""

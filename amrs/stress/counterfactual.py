@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from amrs.data import SessionDataModule
-from amrs.histories import flatten_columns
-from amrs.targets import Columns, Ints
+from amrs.fidelity.targets import Columns, Ints
+from amrs.logs.histories import flatten_columns
 
 WEEK_MS, DAY_MS = 7 * 24 * 3_600_000, 24 * 3_600_000
 _WORST, _BEST = 0.0, 1.0

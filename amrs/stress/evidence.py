@@ -7,17 +7,17 @@ Shape suffixes: N reports, S sessions, M modes, K tracks, U users.
 import numpy as np
 
 from amrs import metrics
-from amrs.calibration import Judged, pits
-from amrs.fidelity import GRID_G, held_out_labels, predict, predict_usual
+from amrs.fidelity.calibration import Judged, pits
+from amrs.fidelity.fit import GRID_G, held_out_labels, predict, predict_usual
+from amrs.fidelity.targets import AFFECT, targets
+from amrs.fidelity.track_effects import uplift_slope
+from amrs.logs.splits import JUDGE, TRAIN
 from amrs.outcomes import choose_sessions
 from amrs.policies import NeuralPolicy
 from amrs.report import Row
-from amrs.splits import JUDGE, TRAIN
 from amrs.stress import later
 from amrs.stress.confounding import logged_effects, weighted_slope
 from amrs.stress.trial import Trial
-from amrs.targets import AFFECT, targets
-from amrs.track_effects import uplift_slope
 
 _INSIDE = 0.8
 """Coverage that its intervals should have."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from amrs import metrics
+from amrs.fidelity.targets import columns
 from amrs.listeners import ImaginedListeners
 from amrs.metrics import DIVERSITY
 from amrs.outcomes import Sessions, groups, lists_of
@@ -20,7 +21,6 @@ from amrs.stress.evidence import evidence_rows
 from amrs.stress.harm import harm
 from amrs.stress.simulation import START, simulate, simulations
 from amrs.stress.trial import Trial
-from amrs.targets import columns
 
 PAIRED, ITSELF = 930, 931
 """Purposes of draws: paired luck, and other luck for Copycat against itself."""

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from amrs import metrics
 from amrs.data import SessionDataModule
+from amrs.fidelity.track_effects import slope_of
 from amrs.metrics import Estimate
 from amrs.metrics.fidelity import Floats, Ints
 from amrs.models.world_model import WorldModel
 from amrs.noise import uniform
-from amrs.track_effects import slope_of
 
 ASKED = 940
 """Purpose of the draw of histories."""

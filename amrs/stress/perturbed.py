@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amrs.fidelity import predict
+from amrs.fidelity.fit import predict
+from amrs.fidelity.targets import AFFECT, Target, targets
 from amrs.listeners import MEMBER
 from amrs.noise import uniform
 from amrs.outcomes import Sessions, outcome
@@ -20,7 +21,6 @@ from amrs.stress.confounding import breaking_gamma
 from amrs.stress.dynamics import PATHS, WORLDS, Change, breaking_point
 from amrs.stress.simulation import START, last, simulations
 from amrs.stress.trial import Trial, least
-from amrs.targets import AFFECT, Target, targets
 
 HALVES = 932
 """Purpose of the draws of halves of the users."""

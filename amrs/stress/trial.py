@@ -11,12 +11,12 @@ import numpy as np
 from amrs import metrics
 from amrs.config.graph import Config
 from amrs.data import SessionDataModule
+from amrs.fidelity.targets import AFFECT
 from amrs.models.world_model import WorldModel
 from amrs.outcomes import Sessions, outcome, session_utility
 from amrs.report import Row
 from amrs.rollout import Environment, Policy, Rollouts
 from amrs.stress.simulation import simulate
-from amrs.targets import AFFECT
 from amrs.utility import Utility
 
 Means = Mapping[str, np.ndarray]

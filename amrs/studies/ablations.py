@@ -7,11 +7,11 @@ from typing import Any
 import pandas as pd
 
 from amrs.config.graph import Config
-from amrs.fidelity import model_table
-from amrs.predictions import fit_rows
+from amrs.fidelity.fit import model_table
+from amrs.fidelity.predictions import fit_rows
+from amrs.logs.schema import SIGNALS_ORDER
 from amrs.report import Row
 from amrs.runs import Run
-from amrs.schema import SIGNALS_ORDER
 from amrs.stages import world_model
 from amrs.stages.prepare import open_data
 

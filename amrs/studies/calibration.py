@@ -7,18 +7,18 @@ import numpy as np
 
 from amrs.config.data import SplitConfig
 from amrs.data import SessionDataModule
-from amrs.fidelity import Predicted, distribution_rows, events, kept, predict, predict_plays
+from amrs.fidelity.fit import Predicted, distribution_rows, events, kept, predict, predict_plays
+from amrs.fidelity.targets import AFFECT, Target, targets
 from amrs.importers.platform import metadata
+from amrs.logs.schema import write_log
+from amrs.logs.splits import VALIDATION
 from amrs.models.world_model import WorldModel
 from amrs.platform import Platform, load_truth
 from amrs.platform.catalogue import catalogue_table
 from amrs.report import Row
 from amrs.runs import Run, RunError
-from amrs.schema import write_log
-from amrs.splits import VALIDATION
 from amrs.stages import world_model
 from amrs.stages.prepare import open_data
-from amrs.targets import AFFECT, Target, targets
 
 FRESH, FRESH_SEED = 2000, 1
 """New users, and which."""

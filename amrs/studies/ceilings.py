@@ -18,19 +18,19 @@ from torch import Tensor
 from amrs.config.data import SplitConfig
 from amrs.config.graph import Config
 from amrs.data import SessionDataModule
-from amrs.fidelity import kept, model_table
-from amrs.histories import played_before
+from amrs.fidelity.fit import kept, model_table
+from amrs.fidelity.predictions import fit_rows, table
+from amrs.fidelity.targets import AFFECT, targets, training_mean
+from amrs.fidelity.track_effects import DRAWS
+from amrs.logs.histories import played_before
+from amrs.logs.splits import TEST, TRAIN
 from amrs.platform import Platform, load_truth
-from amrs.predictions import fit_rows, table
 from amrs.report import Row
 from amrs.runs import Run, RunError
-from amrs.splits import TEST, TRAIN
 from amrs.stages import world_model
 from amrs.stages.prepare import open_data
 from amrs.studies.calibration import fresh_data
 from amrs.studies.effects import of_size
-from amrs.targets import AFFECT, targets, training_mean
-from amrs.track_effects import DRAWS
 
 FRESH = 1000
 """New listeners of the same world on whom models of all sizes are scored: test users of a small log are too

@@ -18,7 +18,9 @@ from torch import Tensor
 from amrs import metrics
 from amrs.config.groups import UtilityConfig, WeightsConfig
 from amrs.data import SessionDataModule
+from amrs.fidelity.targets import Ints
 from amrs.listeners import ImaginedListeners, Mind
+from amrs.logs.splits import TRAIN, VALIDATION
 from amrs.losses import kl_divergence
 from amrs.metrics.fidelity import Floats
 from amrs.models.world_model import WorldModel
@@ -30,10 +32,8 @@ from amrs.report import Row
 from amrs.rollout import Environment, Feedback, Policy, Rollouts
 from amrs.rules import log_softmax_allowed
 from amrs.runs import Run, RunError, read_json
-from amrs.splits import TRAIN, VALIDATION
 from amrs.stages import bc, world_model
 from amrs.stages.prepare import open_data
-from amrs.targets import Ints
 from amrs.utility import Utility
 
 DIRECTIONS: dict[str, dict[str, float]] = {

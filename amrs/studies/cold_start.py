@@ -13,14 +13,14 @@ import pandas as pd
 
 from amrs.config.graph import Config
 from amrs.data import SessionDataModule
-from amrs.fidelity import model_table
-from amrs.predictions import KEYS, fit_rows, labels, pooled
+from amrs.fidelity.fit import model_table
+from amrs.fidelity.predictions import KEYS, fit_rows, labels, pooled
+from amrs.fidelity.targets import AFFECT, Columns, Floats, Ints, columns
+from amrs.logs.splits import withheld_artists
 from amrs.report import Row
 from amrs.runs import Run
-from amrs.splits import withheld_artists
 from amrs.stages import world_model
 from amrs.stages.prepare import open_data
-from amrs.targets import AFFECT, Columns, Floats, Ints, columns
 
 SUBJECTS = ("world_model", "track_blind", "best_baseline")
 BINS = ((0, "0"), (1, "1"), (2, "2-4"), (5, "5+"))

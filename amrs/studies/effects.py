@@ -20,17 +20,9 @@ from torch import Tensor
 from amrs.config.data import SplitConfig
 from amrs.config.graph import Config
 from amrs.data import SessionDataModule
-from amrs.fidelity import held_out_labels, predict, usual_columns
-from amrs.histories import played_before
-from amrs.outcomes import choose_sessions
-from amrs.platform import Platform, load_truth
-from amrs.report import Row
-from amrs.runs import Run, RunError
-from amrs.splits import TEST as TEST_PART
-from amrs.stages import world_model
-from amrs.stages.prepare import open_data
-from amrs.targets import AFFECT, targets
-from amrs.track_effects import (
+from amrs.fidelity.fit import held_out_labels, predict, usual_columns
+from amrs.fidelity.targets import AFFECT, targets
+from amrs.fidelity.track_effects import (
     DRAWS,
     LISTS,
     Usual,
@@ -42,6 +34,14 @@ from amrs.track_effects import (
     uplift_slope,
     usual_odds,
 )
+from amrs.logs.histories import played_before
+from amrs.logs.splits import TEST as TEST_PART
+from amrs.outcomes import choose_sessions
+from amrs.platform import Platform, load_truth
+from amrs.report import Row
+from amrs.runs import Run, RunError
+from amrs.stages import world_model
+from amrs.stages.prepare import open_data
 
 USERS, TRACKS, ARTISTS = 200, 300, 40
 """Size of a small world: 60 users train, 20 validate, 120 test."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from amrs import metrics
 from amrs.config.graph import Config
 from amrs.data import SessionDataModule
-from amrs.ignorance import (
+from amrs.fidelity.ignorance import (
     caught_interval,
     disagreement,
     far_disagreement,
@@ -21,6 +21,7 @@ from amrs.ignorance import (
     list_moments,
     split_variance,
 )
+from amrs.fidelity.targets import AFFECT
 from amrs.models.world_model import WorldModel
 from amrs.noise import uniform
 from amrs.outcomes import choose_sessions
@@ -29,7 +30,6 @@ from amrs.report import Row
 from amrs.runs import Run
 from amrs.stages import world_model
 from amrs.stages.prepare import open_data
-from amrs.targets import AFFECT
 
 FACTORS = (1.0, 1.5, 2.0, 3.0)
 """Distances from the catalogue's centre, in those of the tracks themselves."""
@@ -37,7 +37,8 @@ TRACKS, SESSIONS = 16, 200
 """Tracks asked for in each session, and sessions."""
 WITHHELD, LISTS, LENGTH = 4, 8, 10
 """Genres that production never plays; lists a session, half of them of those genres; tracks of a list. Lists
-are as long as sessions usually are: few logged sessions end after five tracks, so errors would be the length's."""
+are as long as sessions usually are: few logged sessions end after five tracks, and errors there are mostly
+the length's."""
 DRAWS, PICK = 32, 760
 """Simulations of the truth, and the purpose of the draw."""
 

@@ -16,19 +16,19 @@ import numpy as np
 from amrs import metrics
 from amrs.config.graph import Config
 from amrs.data import SessionDataModule
-from amrs.fidelity import events, kept, predict
+from amrs.fidelity.fit import events, kept, predict
+from amrs.fidelity.missing import effective, mean_bounds, r2_bounds, resampled_bounds
+from amrs.fidelity.targets import AFFECT, targets, training_mean
+from amrs.logs.splits import TEST
 from amrs.metrics import Estimate
 from amrs.metrics.fidelity import Floats, Ints
-from amrs.missing import effective, mean_bounds, r2_bounds, resampled_bounds
 from amrs.models.world_model import WorldModel
 from amrs.platform import Platform, load_truth
 from amrs.report import Row
 from amrs.runs import Run
-from amrs.splits import TEST
 from amrs.stages import world_model
 from amrs.stages.prepare import open_data
 from amrs.studies.calibration import FRESH_SEED, fresh_data
-from amrs.targets import AFFECT, targets, training_mean
 
 GAMMAS = (1.0, 1.5, 2.0, 3.0)
 """Factors by which the odds of a report may differ from those predicted."""

@@ -19,8 +19,11 @@ import numpy as np
 from amrs import metrics
 from amrs.config.graph import Config
 from amrs.data import SessionDataModule
-from amrs.fidelity import kept, predict, predict_usual
+from amrs.fidelity.fit import kept, predict, predict_usual
+from amrs.fidelity.targets import AFFECT, Ints, targets
+from amrs.fidelity.track_effects import instrument_columns, instrumented_slope_of, slope_columns, slope_of
 from amrs.listeners import ImaginedListeners
+from amrs.logs.splits import TEST
 from amrs.metrics.fidelity import Floats
 from amrs.metrics.gains import gain_sums, weighted_gain
 from amrs.models.world_model import WorldModel
@@ -30,11 +33,8 @@ from amrs.policies import NeuralPolicy
 from amrs.report import Row
 from amrs.rollout import Environment, Rollouts
 from amrs.runs import Run
-from amrs.splits import TEST
 from amrs.stages import bc, world_model
 from amrs.stages.prepare import open_data
-from amrs.targets import AFFECT, Ints, targets
-from amrs.track_effects import instrument_columns, instrumented_slope_of, slope_columns, slope_of
 
 LEVEL = 0.9
 

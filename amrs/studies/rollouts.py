@@ -12,14 +12,7 @@ from torch import Tensor
 
 from amrs import metrics
 from amrs.data import SessionDataModule
-from amrs.metrics import Estimate
-from amrs.models.world_model import WorldModel
-from amrs.noise import hash_keys
-from amrs.outcomes import Sessions, choose_sessions
-from amrs.platform import Platform, load_truth
-from amrs.platform.routine import planned
-from amrs.policies import NeuralPolicy
-from amrs.realism import (
+from amrs.fidelity.realism import (
     PlatformReporting,
     Reporting,
     Told,
@@ -31,7 +24,7 @@ from amrs.realism import (
     logged_sessions,
     told_apart,
 )
-from amrs.replay import (
+from amrs.fidelity.replay import (
     FILE,
     HORIZON,
     SAMPLES,
@@ -45,13 +38,20 @@ from amrs.replay import (
     trusted_horizon,
     upper_bound,
 )
+from amrs.fidelity.track_effects import likely_lists
+from amrs.metrics import Estimate
+from amrs.models.world_model import WorldModel
+from amrs.noise import hash_keys
+from amrs.outcomes import Sessions, choose_sessions
+from amrs.platform import Platform, load_truth
+from amrs.platform.routine import planned
+from amrs.policies import NeuralPolicy
 from amrs.report import Row
 from amrs.rollout import Environment, Policy, Rollouts, imagine
 from amrs.rules import log_softmax_allowed
 from amrs.runs import Run, write_json
 from amrs.stages import bc, world_model
 from amrs.stages.prepare import open_data
-from amrs.track_effects import likely_lists
 
 SHOWN = (1, 2, 4, 8, 16, 24, 32)
 """Horizons with rows; each stands for the plays beyond the one before it."""

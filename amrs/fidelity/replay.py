@@ -20,8 +20,8 @@ from torch import Tensor
 
 from amrs import metrics
 from amrs.data import SessionDataModule
-from amrs.histories import TARGETS, static_names, without_reports
 from amrs.listeners import HistoryReader, Mind, luck, sample_feedback
+from amrs.logs.histories import TARGETS, static_names, without_reports
 from amrs.metrics.fidelity import Floats, Ints
 from amrs.models.world_model import WorldModel
 from amrs.noise import hash_keys

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from amrs.histories import LABELS, TOKEN, FlatLog, flat_arrays, static_names
-from amrs.schema import Metadata, SessionLog, read_shards
-from amrs.targets import columns
+from amrs.fidelity.targets import columns
+from amrs.logs.histories import LABELS, TOKEN, FlatLog, flat_arrays, static_names
+from amrs.logs.schema import Metadata, SessionLog, read_shards
 
 FLAT_VERSION = 2
 _USERS = "user_ids.json"

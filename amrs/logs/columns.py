@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 from datasets import ClassLabel, Features, List
 
-from amrs.faults import Faults
-from amrs.validation import PLAY_COLUMNS, mask
+from amrs.logs.faults import Faults
+from amrs.logs.validation import PLAY_COLUMNS, mask
 
 REQUIRED = {
     "sessions": ("session_id", "user_id", "started_at", "track_id"),

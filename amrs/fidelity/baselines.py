@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from amrs.estimators import Fitted, Rows, Tuning, linear, trees, tuned, tuning_rows
-from amrs.features import Features, History, Known, features
-from amrs.schema import SessionLog
-from amrs.splits import TRAIN
-from amrs.targets import AFFECT, Floats, Target, columns, targets, training_mean
+from amrs.fidelity.estimators import Fitted, Rows, Tuning, linear, trees, tuned, tuning_rows
+from amrs.fidelity.features import Features, History, Known, features
+from amrs.fidelity.targets import AFFECT, Floats, Target, columns, targets, training_mean
+from amrs.logs.schema import SessionLog
+from amrs.logs.splits import TRAIN
 
 REDUCED = 64
 """Principal components of the catalogue that the trees see in place of longer embeddings, for speed; with 16,

@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 
 from amrs import metrics
+from amrs.fidelity.targets import AFFECT, Floats, Target
+from amrs.fidelity.track_effects import Usual, partial_r2, uplift_slope
+from amrs.logs.schema import Metadata
 from amrs.report import Row
-from amrs.schema import Metadata
-from amrs.targets import AFFECT, Floats, Target
-from amrs.track_effects import Usual, partial_r2, uplift_slope
 
 FILE = "predictions.parquet"
 KEYS = ("signal", "log", "user", "row", "step", "mode", "cohort", "value", "train_mean")

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from amrs.schema import SIGNALS_ORDER, SessionLog
-from amrs.splits import TRAIN
+from amrs.logs.schema import SIGNALS_ORDER, SessionLog
+from amrs.logs.splits import TRAIN
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from amrs.faults import Bools, Faults, Ints
+from amrs.logs.faults import Bools, Faults, Ints
 
 UNIT = "a number in [0, 1], or null"
 # Outside these years a number of seconds was almost surely read as milliseconds, or the reverse.
@@ -39,7 +39,7 @@ def repeated(keys: Ints) -> Bools:
 
 
 def check_catalogue(table: pa.Table, modes: Sequence[str], faults: Faults) -> None:
-    """Note every fault of a conformed catalogue (see `amrs.columns.conform`)."""
+    """Note every fault of a conformed catalogue (see `amrs.logs.columns.conform`)."""
     add = faults.add_rows
     ids = table["track_id"]
     present = pc.drop_null(ids)

@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from amrs.columns import conform, even_lists, save
-from amrs.faults import Faults, LogError, Source
-from amrs.schema import (
+from amrs.logs.columns import conform, even_lists, save
+from amrs.logs.faults import Faults, LogError, Source
+from amrs.logs.schema import (
     Metadata,
     SessionLog,
     catalogue_schema,
@@ -28,7 +28,7 @@ from amrs.schema import (
     read_shards,
     session_schema,
 )  # fmt: skip
-from amrs.validation import check_catalogue, codes, mask
+from amrs.logs.validation import check_catalogue, codes, mask
 
 
 def add_sessions(

@@ -11,19 +11,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from amrs import baselines
 from amrs.batches import Batch, windows
-from amrs.calibration import Judged, Yesno, event_rows, level_rows
 from amrs.data import SessionDataModule
-from amrs.estimators import Fitted
-from amrs.histories import TARGETS
+from amrs.fidelity import baselines
+from amrs.fidelity.calibration import Judged, Yesno, event_rows, level_rows
+from amrs.fidelity.estimators import Fitted
+from amrs.fidelity.predictions import USUAL, fit_rows, table
+from amrs.fidelity.targets import AFFECT, Target, targets, training_mean
+from amrs.fidelity.track_effects import OTHERS, Usual, other_lists, usual_odds
+from amrs.logs.histories import TARGETS
+from amrs.logs.schema import SIGNALS_ORDER
+from amrs.logs.splits import TEST, VALIDATION
 from amrs.models.world_model import EXTRA, WorldModel
-from amrs.predictions import USUAL, fit_rows, table
 from amrs.report import Row
-from amrs.schema import SIGNALS_ORDER
-from amrs.splits import TEST, VALIDATION
-from amrs.targets import AFFECT, Target, targets, training_mean
-from amrs.track_effects import OTHERS, Usual, other_lists, usual_odds
 
 Known = Literal["forecast", "tracks", "nowcast"]
 Fits = dict[str, dict[str, Fitted]]
@@ -176,7 +176,7 @@ class Fidelity(NamedTuple):
 
     rows: list[Row]
     table: pd.DataFrame
-    """Predictions of the world model and the baselines; see `amrs.predictions`."""
+    """Predictions of the world model and the baselines; see `amrs.fidelity.predictions`."""
     tuning: dict[str, dict[str, str]]
     """By signal, what the tuning of each baseline chose, and which one is best on validation users."""
 

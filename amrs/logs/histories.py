@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:  # reading a log takes pyarrow and datasets, serving a policy does not
-    from amrs.schema import SessionLog
-    from amrs.targets import Columns
+    from amrs.fidelity.targets import Columns
+    from amrs.logs.schema import SessionLog
 
 FEEDBACK = ("engagement", "rating", "track_valence", "track_arousal")
 """What a play token carries besides its track; NaN where missing."""
@@ -172,7 +172,7 @@ read is the encoder's own business."""
 
 def flatten(log: SessionLog) -> FlatLog:
     """The log as flat tensors in memory. Missing feedback stays NaN."""
-    from amrs.targets import columns
+    from amrs.fidelity.targets import columns
 
     flat = columns(log)
     ids = log.sessions.select_columns(["user_id"])[_first_rows(flat).tolist()]["user_id"]

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from amrs import metrics
 from amrs.data import SessionDataModule
+from amrs.fidelity.targets import AFFECT, Floats, Ints
 from amrs.listeners import HistoryReader
+from amrs.logs.splits import TRAIN
 from amrs.metrics import Estimate
 from amrs.models.world_model import WorldModel
 from amrs.noise import hash_keys, uniform
 from amrs.platform import Platform
 from amrs.report import Row
-from amrs.splits import TRAIN
-from amrs.targets import AFFECT, Floats, Ints
 
 LISTS, DRAWS, LIST = 4, 32, 700
 """Lists of tracks per session, simulations of each in the platform, and the purpose of the draw."""

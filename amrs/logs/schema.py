@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Features, List, Value
 
-from amrs.columns import conform, even_lists, save
-from amrs.faults import Faults, LogError, Source
-from amrs.validation import REPORTS, check_catalogue, check_sessions, codes, repeated
+from amrs.logs.columns import conform, even_lists, save
+from amrs.logs.faults import Faults, LogError, Source
+from amrs.logs.validation import REPORTS, check_catalogue, check_sessions, codes, repeated
 
 __all__ = [
     "FORMAT_VERSION",

@@ -17,8 +17,10 @@ from sklearn.model_selection import GroupKFold
 from torch import Tensor
 
 from amrs.data import SessionDataModule
-from amrs.histories import played_before
+from amrs.fidelity.targets import AFFECT
 from amrs.listeners import ImaginedListeners
+from amrs.logs.histories import played_before
+from amrs.logs.splits import TRAIN
 from amrs.metrics.fidelity import Floats, Ints
 from amrs.noise import uniform
 from amrs.platform import PlatformEnvironment
@@ -26,8 +28,6 @@ from amrs.platform.draws import Draw
 from amrs.platform.dynamics import State, report
 from amrs.platform.reports import post_given
 from amrs.rollout import Feedback, Rollouts
-from amrs.splits import TRAIN
-from amrs.targets import AFFECT
 
 DONE, REPORTED, REPORT = 740, 741, 742
 """Purposes of draws."""

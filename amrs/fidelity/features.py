@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from amrs.targets import AFFECT, Columns, Floats, Ints, Target
+from amrs.fidelity.targets import AFFECT, Columns, Floats, Ints, Target
 
 Known = Literal["forecast", "tracks", "nowcast"]
 """At what moment valence and arousal are predicted: at the start of the session, given its list of tracks, or

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from amrs.splits import TRAIN, VALIDATION
-from amrs.targets import Floats, Ints
+from amrs.fidelity.targets import Floats, Ints
+from amrs.logs.splits import TRAIN, VALIDATION
 
 Rows = NDArray[np.bool_]
 """Mask over the rows, (M,)."""

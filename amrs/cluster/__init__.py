@@ -1,0 +1,1 @@
+"""Many processes and machines: jobs, requeueing, sharded weights, shares of work."""
