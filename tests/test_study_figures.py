@@ -10,15 +10,10 @@ from test_stages import Done, folders
 from amrs.config import load
 from amrs.logs.histories import played_before
 from amrs.platform import load_truth
-from amrs.report import Row
 from amrs.runs import RunError, plan
 from amrs.studies.ceilings import ceiling_rows, fit_curve
 from amrs.studies.cold_start import before, group_rows
 from amrs.studies.effects import Slopes, coverage_rows, slope, wilson
-
-
-def figure(value: float, signal: str = "valence", metric: str = "r2") -> Row:
-    return Row("fidelity", "world_model", signal, metric, "mean", "all", value, None, None, 50, "fraction")
 
 
 def test_a_learning_curve_is_found_again_and_read_beyond_its_end() -> None:
@@ -33,17 +28,33 @@ def test_a_falling_learning_curve_is_taken_for_a_flat_one() -> None:
     assert curve.at(9000) == pytest.approx(0.2)
 
 
+def predicted(signal: str, value: list[float], given: list[float]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"signal": signal, "log": "", "row": range(len(value)), "step": 0, "user": range(len(value)),
+         "cohort": "", "mode": "", "value": value, "train_mean": 0.0, "world_model": given}
+    )  # fmt: skip
+
+
 def test_the_share_of_an_auroc_is_that_of_its_distance_from_chance() -> None:
-    flat = {n: [figure(value, "rating", "auroc")] for n, value in ((80, 0.6), (240, 0.6), (751, 0.6))}
-    flat[240] = [figure(0.55, "rating", "auroc")]
-    rows = ceiling_rows(flat, 240)
+    """Nine of twelve pairs in order at all sizes but the command's own, where they are eight."""
+    label, good, own = [0, 0, 0, 1, 1, 1, 1], [1, 2, 6, 3, 4, 5, 7], [1, 5, 6, 2, 3, 7, 8]
+    flat = {n: predicted("rating", label, own if n == 240 else good) for n in (80, 240, 751)}
+    rows = ceiling_rows(flat, 240, 50, 0)
     limit = next(row for row in rows if row.subject == "history_ceiling").value
-    share = next(row for row in rows if row.metric == "share_of_ceiling").value
-    assert share == pytest.approx(0.05 / (limit - 0.5))
+    share = next(row for row in rows if row.metric == "share_of_ceiling")
+    assert share.value == pytest.approx((8 / 12 - 0.5) / (limit - 0.5)) and 8 / 12 < limit < 9 / 12 + 1e-9
+
+
+def test_the_share_is_one_where_more_users_would_not_help() -> None:
+    value = np.arange(8.0)
+    same = {n: predicted("valence", list(value), list(value + 1)) for n in (80, 240, 751)}
+    limit, share = ceiling_rows(same, 240, 50, 0)
+    assert limit.value == pytest.approx(1 - 8 / (value**2).sum())
+    assert (share.value, share.low, share.high) == pytest.approx((1, 1, 1))
 
 
 def test_two_sizes_are_no_learning_curve() -> None:
-    assert ceiling_rows({80: [figure(0.1)], 240: [figure(0.2)]}, 240) == []
+    assert ceiling_rows({n: predicted("valence", [1.0], [1.0]) for n in (80, 240)}, 240, 50, 0) == []
 
 
 def test_only_earlier_sessions_of_the_same_listener_count() -> None:

@@ -1,7 +1,8 @@
 """How good could predictions be? Two ceilings: the truth itself, and what history allows.
 
 Full information: expectations from the platform's true state, so only chance is left. History: the world
-model's learning curve over numbers of users, extrapolated to ten times the command's training users.
+model's learning curve over numbers of users, extrapolated to ten times the command's training users. The
+share that is reached has an interval over the listeners who are scored, the same for all sizes.
 Shape suffixes: B sessions, T tracks, N labels, J sizes of the log.
 """
 
@@ -15,11 +16,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from amrs import metrics
 from amrs.config.data import SplitConfig
 from amrs.config.graph import Config
 from amrs.data import SessionDataModule
 from amrs.fidelity.fit import kept, model_table
-from amrs.fidelity.predictions import fit_rows, table
+from amrs.fidelity.predictions import fit_rows, predictors, table
 from amrs.fidelity.targets import AFFECT, targets, training_mean
 from amrs.fidelity.track_effects import DRAWS
 from amrs.logs.histories import played_before
@@ -39,6 +41,8 @@ ALL_TESTED = SplitConfig(validation=0.01, test=0.94)
 """The rest gives the training mean that R2 is about."""
 TIMES = 10
 """Training users, in multiples of the command's, at which the learning curve is read."""
+_DRAWS = 200
+"""Of the share's interval."""
 POWERS = np.arange(0.1, 2.01, 0.05)
 """Exponents of the learning curve that are tried."""
 
@@ -71,44 +75,83 @@ def rows(run: Run) -> list[Row]:
     own_users = len(open_data(run).users(TRAIN))
     platform, data = fresh_data(load_truth(run.parents["prepare"].folder / "truth"), run, FRESH, ALL_TESTED)
     found = fit_rows(full_information(platform, data), section.bootstrap, seed)
-    curve = {own_users: _figures(run.parents["world_model"].folder, data, section.bootstrap, seed)}
+    curve = {own_users: _table(run.parents["world_model"].folder, data)}
     for n in section.curve:
         part = run.parents[f"users_{n}"]
         users = len(open_data(part).users(TRAIN))
         if users not in curve:
-            curve[users] = _figures(part.folder, data, section.bootstrap, seed)
-    for users, measured in curve.items():
-        found += [replace(row, group=f"users:{users}") for row in measured if row.group == "all"]
-    return found + ceiling_rows(curve, own_users)
+            curve[users] = _table(part.folder, data)
+    for users, frame in curve.items():
+        found += [
+            replace(row, group=f"users:{users}")
+            for row in fit_rows(frame, section.bootstrap, seed)
+            if row.metric in ("r2", "auroc") and row.group == "all"
+        ]
+    return found + ceiling_rows(curve, own_users, section.bootstrap, seed)
 
 
-def _figures(folder: Path, data: SessionDataModule, draws: int, seed: int) -> list[Row]:
-    frame = model_table("world_model", world_model.load(folder, data), data)
-    return [row for row in fit_rows(frame, draws, seed) if row.metric in ("r2", "auroc")]
+def _table(folder: Path, data: SessionDataModule) -> pd.DataFrame:
+    return model_table("world_model", world_model.load(folder, data), data)
 
 
-def ceiling_rows(curve: Mapping[int, Sequence[Row]], users: int) -> list[Row]:
+def ceiling_rows(curve: Mapping[int, pd.DataFrame], users: int, draws: int, seed: int) -> list[Row]:
     """What history allows by the learning curve, and the share of it that `users` training users give.
 
-    The share of an AUROC is that of its distance from .5.
+    `curve` holds each size's predictions of the same labels. Nothing of fewer than three sizes.
     """
-    values: dict[tuple[str, str, str], dict[int, Row]] = {}
-    for n, measured in curve.items():
-        for row in measured:
-            values.setdefault((row.signal, row.metric, row.group), {})[n] = row
+    if len(curve) < 3:
+        return []
     found = []
-    for (_, metric, group), by_users in values.items():
-        if len(by_users) < 3 or users not in by_users or not (group == "all" or group.startswith("known:")):
-            continue
-        chance = 0.5 if metric == "auroc" else 0.0
-        fitted = fit_curve(list(by_users), [row.value for row in by_users.values()])
-        limit, own = fitted.at(TIMES * users), by_users[users]
-        found.append(replace(own, subject="history_ceiling", value=limit, low=None, high=None))
-        if limit > chance:
-            share = (own.value - chance) / (limit - chance)
-            found.append(replace(own, metric="share_of_ceiling", value=share, low=None, high=None,
-                                 unit="fraction"))  # fmt: skip
+    for signal, all_N in curve[users].groupby("signal", sort=False):
+        for name in predictors(all_N.dropna(axis=1, how="all")):
+            mine = all_N[all_N[name].notna()]
+            given_JN = np.stack([frame[name].to_numpy(np.float64)[mine.index] for frame in curve.values()])
+            value_N, mean = mine["value"].to_numpy(np.float64), float(mine["train_mean"].iloc[0])
+            scored = _Scored(str(signal), list(curve), users, value_N, mean, given_JN)
+            known = name.partition("@")[2]
+            row = Row("fidelity", "history_ceiling", str(signal), scored.metric, "mean",
+                      f"known:{known}" if known else "all", scored.limit(np.arange(len(mine))), None, None,
+                      len(mine), "area" if scored.metric == "auroc" else "fraction")  # fmt: skip
+            found.append(row)
+            user_N = mine["user"].to_numpy()
+            share = metrics.resampled_users(scored.share, user_N, min(draws, _DRAWS), seed)
+            if np.isfinite(share.value):
+                found.append(replace(row, subject="world_model", metric="share_of_ceiling", unit="fraction",
+                                     value=share.value, low=share.low, high=share.high))  # fmt: skip
     return found
+
+
+class _Scored(NamedTuple):
+    """One signal's labels and predictions by models of all sizes of log."""
+
+    signal: str
+    users_J: list[int]
+    own: int
+    value_N: np.ndarray
+    train_mean: float
+    given_JN: np.ndarray
+
+    @property
+    def metric(self) -> str:
+        """Its figure."""
+        return "auroc" if self.signal == "rating" else "r2"
+
+    def scores(self, row_M: np.ndarray) -> list[float]:
+        """Of these labels, of each size."""
+        y_M = self.value_N[row_M]
+        if self.metric == "auroc":
+            return [metrics.auroc(y_M, given_N[row_M]) for given_N in self.given_JN]
+        return [metrics.r2(y_M, given_N[row_M], self.train_mean) for given_N in self.given_JN]
+
+    def limit(self, row_M: np.ndarray) -> float:
+        """The history ceiling of these labels."""
+        return fit_curve(self.users_J, self.scores(row_M)).at(TIMES * self.own)
+
+    def share(self, row_M: np.ndarray, user_M: np.ndarray) -> float:
+        """What the own size reaches of it; of an AUROC, of its distance from .5. NaN where it is none."""
+        chance, limit = 0.5 if self.metric == "auroc" else 0.0, self.limit(row_M)
+        own = self.scores(row_M)[self.users_J.index(self.own)]
+        return (own - chance) / (limit - chance) if limit > chance else float("nan")
 
 
 def fit_curve(users_J: Sequence[int], value_J: Sequence[float]) -> Curve:
