@@ -62,6 +62,18 @@ def test_choose_takes_the_track_where_the_cumulative_sum_passes_the_uniform():
     assert torch.allclose(chance, torch.tensor([0.2, 0.5, 0.5, 0.3]))
 
 
+def test_tracks_are_drawn_for_some_listeners_at_a_time(monkeypatch):
+    platform, _ = world()
+    rows, uniform_B = torch.arange(45), torch.rand(45, generator=torch.Generator().manual_seed(0))
+    policy = platform.production()
+    memory = policy.start(rows)
+    whole = choose(policy.probabilities(memory), uniform_B)
+    monkeypatch.setattr("amrs.platform.production.AT_ONCE", 1)
+    parts = policy.play(memory, uniform_B)
+    assert torch.equal(parts[0], whole[0])
+    torch.testing.assert_close(parts[1], whole[1])
+
+
 def test_logged_choices_are_as_frequent_as_their_propensities_say():
     """The mean of 1 / propensity is the mean number of tracks that could be played."""
     platform, log = world()

@@ -20,6 +20,7 @@ from amrs.models import linear
 from amrs.models.dropout import keep_noise
 from amrs.models.folded import FoldedHead
 from amrs.models.summaries import _decayed, running_sums, summands
+from amrs.models.tiles import log_prob_in_tiles
 from amrs.models.world_model import WorldModelMember, masked_sums
 from amrs.policies import catalogue_utility
 from amrs.rollout import choose, distance_to
@@ -113,16 +114,44 @@ def test_log_prob_of_one_allowed_track_equals_the_whole_softmax() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_a_large_catalogue_in_chunks_trains_the_same(
+@pytest.mark.parametrize("repeats", [False, True])
+def test_a_large_catalogue_in_tiles_trains_the_same(
+    data: SessionDataModule, batch: Batch, monkeypatch: pytest.MonkeyPatch, repeats: bool
+) -> None:
+    model, allowed, found = policy(data).eval(), Rules(data.rules().mode_MK, repeats), []
+    monkeypatch.setattr("amrs.models.tiles._ROWS", 7)
+    monkeypatch.setattr("amrs.models.tiles._COLUMNS", 4)
+    for logits in (rules._LOGITS, 0):
+        monkeypatch.setattr(rules, "_LOGITS", logits)
+        log_p_N = bc.clone_log_probs(model, allowed, batch)
+        weight_N = torch.linspace(-1, 2, len(log_p_N))
+        found.append((log_p_N, *torch.autograd.grad((weight_N * log_p_N).sum(), list(model.parameters()))))
+    for whole, tiled in zip(*found, strict=True):
+        torch.testing.assert_close(tiled, whole, atol=1e-4, rtol=1e-4)
+
+
+def test_a_track_outside_of_the_mode_or_played_has_no_probability_in_tiles() -> None:
+    query, vector, bias = torch.randn(3, 4), torch.randn(6, 4), torch.randn(6)
+    allowed = Rules(torch.tensor([[True] * 5 + [False], [True] * 6]), repeats=False)
+    asks = torch.tensor([0, 0, -1]), torch.tensor([[2], [-1], [0]]), torch.tensor([2, 5, 5])
+    found = log_prob_in_tiles(query, vector, bias, allowed, *asks)
+    assert found[:2].tolist() == [-torch.inf, -torch.inf]
+    assert found[2] == pytest.approx((query @ vector.T + bias)[2, 1:].log_softmax(0)[4])
+
+
+def test_logits_in_chunks_train_the_same(
     data: SessionDataModule, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As DPO does, and cloning where there is a GPU."""
     model, found = policy(data).eval(), []
-    for chunk in (rules._LOGITS, 7 * data.tracks):
-        monkeypatch.setattr(rules, "_LOGITS", chunk)
-        log_p_N = bc.clone_log_probs(model, data.rules(), batch)
-        found.append((log_p_N, *torch.autograd.grad(log_p_N.sum(), list(model.parameters()))))
+    h_BD, tracks = model.encoder.last(batch).detach(), model.tracks()
+    for logits in (rules._LOGITS, 7 * data.tracks):
+        monkeypatch.setattr(rules, "_LOGITS", logits)
+        out_BK = rules.in_chunks(lambda h_PD: model.logits(h_PD, tracks).log_softmax(-1), [h_BD], data.tracks)
+        inputs = [*model.tower.parameters(), *model.query.parameters()]
+        found.append((out_BK, *torch.autograd.grad((out_BK**2).sum(), inputs, retain_graph=True)))
     for whole, chunked in zip(*found, strict=True):
-        torch.testing.assert_close(whole, chunked, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(chunked, whole, atol=1e-3, rtol=1e-3)
 
 
 def test_rules_mask_the_first_track_only_where_it_was_played() -> None:

@@ -18,7 +18,6 @@ from amrs.platform.catalogue import MODES
 from amrs.platform.draws import ALWAYS, Draw, hash_keys, uniform
 from amrs.platform.dynamics import step
 from amrs.platform.listeners import take
-from amrs.platform.production import choose
 from amrs.platform.routine import Start, mode_odds, state_at
 from amrs.platform.world import Platform
 
@@ -92,7 +91,7 @@ def production_tracks(platform: Platform, rows_B: Tensor, mode: int, length: int
     memory = production.begin(state.mode_B, profile_BP, hidden_B)
     tracks = []
     for t in range(length):
-        track_B, _ = choose(production.probabilities(memory), uniform(key_B, t, Draw.CHOICE))
+        track_B, _ = production.play(memory, uniform(key_B, t, Draw.CHOICE))
         state, feedback, _ = step(config, catalogue, state, track_B, t)
         memory = production.observe(memory, track_B, feedback)
         tracks.append(track_B)

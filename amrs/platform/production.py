@@ -19,6 +19,7 @@ from torch import Tensor
 
 from amrs.config.platform import PlatformConfig
 from amrs.platform.catalogue import Catalogue
+from amrs.platform.listeners import take
 from amrs.rollout import Feedback
 
 TARGET_ENERGY = (0.75, 0.5, 0.3, 0.2)
@@ -28,6 +29,8 @@ ENERGY_WIDTH = 0.25
 FAR = 50.0
 """How far below the others a track outside the mode is scored before it is masked; -inf would make the
 exponential five times slower."""
+AT_ONCE, AT_LEAST = 1 << 20, 8
+"""Probabilities held at a time (4 MiB stay in the cache), and the least listeners that they are of."""
 PROFILE_KEPT = 0.95
 STATION_KEPT = 0.6
 
@@ -79,13 +82,21 @@ class Production:
         """Every track's probability, (B, K): 0 outside the mode and for what the session has had."""
         config = self.config
         taste_BP = config.profile_weight * state.profile_BP + config.station_weight * state.station_BP
-        odds_BK = self.rule_MK[state.mode_B].addmm_(taste_BP, self.feature_KP.T)
+        odds_BK = self.rule_MK.index_select(0, state.mode_B).addmm_(taste_BP, self.feature_KP.T)
         if config.variant == "confounded":
             odds_BK += state.hidden_B[:, None] * self.tilt_K
-        open_BK = self.open_MK[state.mode_B].scatter_(1, state.heard_BN, 0.0)
+        open_BK = self.open_MK.index_select(0, state.mode_B).scatter_(1, state.heard_BN, 0.0)
         odds_BK.sub_(odds_BK.amax(1, keepdim=True)).exp_().mul_(open_BK)
         odds_BK *= (1 - config.exploration) / odds_BK.sum(1, keepdim=True)
         return odds_BK.addcmul_(open_BK, config.exploration / open_BK.sum(1, keepdim=True))
+
+    def play(self, state: ProductionState, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw one track each (B,), and its probability (B,): some listeners at a time."""
+        at_once = max(AT_LEAST, AT_ONCE // len(self.feature_KP))
+        pieces = torch.arange(len(uniform_B)).tensor_split(-(-len(uniform_B) // at_once))
+        drawn = [choose(self.probabilities(take(state, row_X)), uniform_B[row_X]) for row_X in pieces]
+        track_B, chance_B = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+        return track_B, chance_B
 
     def logits(self, state: ProductionState) -> Tensor:
         """Log-probabilities (B, K) in nats: exact; about -69 instead of -inf for what cannot be played."""

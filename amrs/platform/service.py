@@ -15,7 +15,7 @@ from amrs.platform.catalogue import Catalogue
 from amrs.platform.draws import ALWAYS, Draw, event, uniform
 from amrs.platform.dynamics import State, report, step
 from amrs.platform.listeners import Listeners, join, take
-from amrs.platform.production import Production, ProductionState, choose
+from amrs.platform.production import Production, ProductionState
 from amrs.platform.reports import post_given, pre_given
 from amrs.platform.routine import Start, blank, open_session, planned, state_at
 from amrs.rollout import Feedback
@@ -86,7 +86,7 @@ def play_session(
         if not len(now_A):
             break
         inner, seen = _take_state(state, now_A), take(memory, now_A)
-        track_A, chance_A = choose(production.probabilities(seen), uniform(inner.key_B, t, Draw.CHOICE))
+        track_A, chance_A = production.play(seen, uniform(inner.key_B, t, Draw.CHOICE))
         inner, feedback, _ = step(config, catalogue, inner, track_A, t)
         seen = production.observe(seen, track_A, feedback)
         _record(played, now_A, t, track_A, chance_A, feedback)

@@ -16,7 +16,8 @@ from amrs.data import SessionDataModule
 from amrs.logs.splits import TRAIN
 from amrs.models.packed import rounded
 from amrs.models.policy import PolicyModel, played_so_far
-from amrs.rules import Rules, in_chunks, log_prob_allowed
+from amrs.models.tiles import log_prob_in_tiles
+from amrs.rules import Rules, in_chunks, in_one_table, log_prob_allowed
 from amrs.runs import Run, read_config
 from amrs.stages.prepare import open_data
 from amrs.training import RatioOfSums, fit, linear_schedule, load_weights
@@ -28,14 +29,16 @@ def clone_log_probs(model: PolicyModel, rules: Rules, batch: Batch) -> Tensor:
     asked_BL = batch.counts_BL & (batch.next_track_BL >= 0)
     wanted_BL = rounded(asked_BL)
     parts = [x[wanted_BL] for x in (batch.mode_BL, played_so_far(batch), batch.next_track_BL.clamp(min=0))]
-    rows, tracks = [model.encoder.at(batch, wanted_BL), *parts], model.tracks()
-    asked_N = asked_BL[wanted_BL]
+    h_ND, tracks, asked_N = model.encoder.at(batch, wanted_BL), model.tracks(), asked_BL[wanted_BL]
+    plain = h_ND.device.type != "cpu" or tracks[0].dtype != torch.float32
+    if not (plain or in_one_table(len(h_ND), len(tracks[1]))):
+        return log_prob_in_tiles(model.query(h_ND), *tracks, rules, *parts)[asked_N]
 
     def score(h_ND: Tensor, mode_N: Tensor, played_NT: Tensor, next_N: Tensor) -> Tensor:
         allowed_NK = rules.allowed(mode_N, played_NT)
         return log_prob_allowed(model.logits(h_ND, tracks), allowed_NK, next_N)
 
-    return in_chunks(score, rows, len(tracks[1]))[asked_N]
+    return in_chunks(score, [h_ND, *parts], len(tracks[1]))[asked_N]
 
 
 class BehaviourCloning(ShardedModule):
