@@ -84,9 +84,16 @@ Stage = Callable[[Run, Path], None]
 
 
 def execute(runs: list[Run], stages: dict[str, Stage], say: Callable[[str], None]) -> Path:
-    """Run what is not finished, in order; returns the last run's folder."""
+    """Run what is not finished, in order; returns the last run's folder.
+
+    Commands that share runs share the work: what another one is making is left to it, and what does not stand
+    on that is made meanwhile.
+    """
     reuse_freed_memory()
-    for run in runs:
+    left = list(runs)
+    while left:
+        run = _next(left)
+        left.remove(run)
         if run.finished:
             say(f"{run.role}: reusing {run.folder}")
         elif process_rank() == 0:
@@ -96,6 +103,27 @@ def execute(runs: list[Run], stages: dict[str, Stage], say: Callable[[str], None
         else:
             _other_process(run, stages[run.stage])
     return runs[-1].folder
+
+
+def _next(left: list[Run]) -> Run:
+    """The first run that can be made now; several processes of one command must agree, and take them in order."""
+    if process_count(left[0].config) > 1:
+        return left[0]
+    return next((run for run in left if run.finished or _can_be_made(run)), left[0])
+
+
+def _can_be_made(run: Run) -> bool:
+    if not all(parent.finished for parent in run.parents.values()):
+        return False
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(_lock_file(run))
+    free = _try(lock)
+    lock.release()
+    return free
+
+
+def _lock_file(run: Run) -> Path:
+    return run.folder.with_name(run.folder.name + ".lock")
 
 
 def _first_process(run: Run, stage: Stage, say: Callable[[str], None]) -> None:
@@ -122,7 +150,7 @@ def _first_process(run: Run, stage: Stage, say: Callable[[str], None]) -> None:
 @contextmanager
 def _lock(run: Run, say: Callable[[str], None]) -> Iterator[None]:
     """Held while a run is made, so that two agents never make the same one."""
-    lock = FileLock(run.folder.with_name(run.folder.name + ".lock"))
+    lock = FileLock(_lock_file(run))
     if not _try(lock):
         say(f"{run.role}: waiting for another process that is making {run.folder}")
         lock.acquire()

@@ -12,7 +12,13 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, TINY, train
+from filelock import FileLock
 from test_stages import Done, folders
+
+from amrs.config import load
+from amrs.execution import execute
+from amrs.runs import Run, plan
+from amrs.stages import STAGES
 
 EXACT = [
     *[a for a in TINY if a.startswith(("data", "log"))], "model=tiny", "model.dropout=0",
@@ -157,3 +163,22 @@ def test_a_process_more_than_units_of_a_batch_is_refused(evaluated: Done) -> Non
     too_many = ["bc.batch_size=2", "trainer.accumulate_grad_batches=4"]
     done = train("stage=bc", *small, *too_many, f"runs={evaluated[0]}", check=False)
     assert done.returncode == 1 and "raise it to 4 or more" in done.stderr
+
+
+def test_what_another_command_is_making_is_left_to_it(tmp_path: Path) -> None:
+    """prepare -> Copycat and prepare -> world model: while Copycat is another's, the world model is made."""
+    runs = plan(load(["stage=dpo", f"runs={tmp_path}"]))
+    made: list[str] = []
+    taken = next(run for run in runs if run.role == "bc")
+    taken.folder.parent.mkdir(parents=True)
+    other = FileLock(taken.folder.with_name(taken.folder.name + ".lock"))
+    other.acquire()
+
+    def stage(run: Run, folder: Path) -> None:
+        made.append(run.role)
+        if run.role == "labeller":
+            other.release()  # without having finished it, as after a kill
+
+    assert execute(runs, dict.fromkeys(STAGES, stage), lambda line: None) == runs[-1].folder
+    assert sorted(made) == sorted(run.role for run in runs) and made[-1] == "dpo"
+    assert made.index("labeller") < made.index("bc") < made.index("preferences")
