@@ -106,7 +106,7 @@ def execute(runs: list[Run], stages: dict[str, Stage], say: Callable[[str], None
 
 
 def _next(left: list[Run]) -> Run:
-    """The first run that can be made now; several processes of one command must agree, and take them in order."""
+    """The first run that can be made now; several processes of a run must agree, and take them in order."""
     if process_count(left[0].config) > 1:
         return left[0]
     return next((run for run in left if run.finished or _can_be_made(run)), left[0])
