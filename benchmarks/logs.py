@@ -16,12 +16,14 @@ import pyarrow.parquet
 import torch
 import yaml
 
+from amrs import stages
 from amrs.batches import StepBatches
+from amrs.config import parse
 from amrs.config.data import DataConfig
 from amrs.importers.table import importer
-from amrs.logs.mapped import open_flat
 from amrs.logs.schema import read_log
 from amrs.logs.splits import TRAIN
+from amrs.runs import plan
 from benchmarks.reference import BATCH, MODEL, ROOT, data, platform_log
 from benchmarks.timing import Clock, Row, anonymous, peak_anonymous, row, speed
 
@@ -152,22 +154,19 @@ def _copies(folder: Path, source: Path, copies: int) -> None:
                 out.write_table(other, row_group_size=1 << 18)
 
 
-def delivery_20m() -> list[Row]:
-    """Twenty million events in one delivery: prepared, mapped and read in batches; memory at its peak."""
-    folder, copies = ROOT / "delivery", 20
-    shutil.rmtree(folder, ignore_errors=True)
-    _copies(folder / "raw", _raw("parquet"), copies)
-    (folder / "new").mkdir()
-    events = float(pa.parquet.read_metadata(folder / "raw" / "events.parquet").num_rows)
-    about = f"{copies} copies of a platform log of a million events, {events:,.0f} in all"
+def _stage(folder: Path, *settings: str) -> Path:
+    """Folder of a run of train.py on the raw tables in `folder`/raw."""
+    about = ["log=disabled", f"runs={folder / 'runs'}", "data=table", f"data.raw_dir={folder / 'raw'}"]
+    config = parse([*settings, *about]).config
+    if status := stages.run(config):
+        raise RuntimeError(f"train.py {' '.join(settings)} ended with {status}")
+    return plan(config)[-1].folder
+
+
+def _epoch(log_dir: Path) -> Row:
+    """All windows of training users, once."""
     with peak_anonymous() as gib:
-        clock = Clock()
-        importer(DataConfig(name="table", raw_dir=str(folder / "raw")), folder / "new")
-        open_flat(folder / "new" / "log", read_log(folder / "new" / "log"))
-        rates = clock.rates(events)
-    rows = [Row("delivery_20m", "events", *rates, note=f"{about}; {max(gib):.2f} GiB of anonymous memory")]
-    with peak_anonymous() as gib:
-        log = data(folder / "new" / "log")
+        log = data(log_dir)
         units, collate = log._units(TRAIN)
         stream, read = iter(StepBatches(units, BATCH, 0, collate)), 0
         next(stream)
@@ -176,8 +175,32 @@ def delivery_20m() -> list[Row]:
             read += int(next(stream).valid_BL.sum())
         rates = clock.rates(float(read))
     note = f"an epoch of {units:,} windows of it; {max(gib):.2f} GiB of anonymous memory"
+    return Row("delivery_20m_batches", "events", *rates, note=note)
+
+
+def delivery_20m() -> list[Row]:
+    """Twenty million events in one delivery: prepared and mapped, read in batches, trained on; with memory
+    at its peak."""
+    folder, copies = ROOT / "delivery", 20
+    shutil.rmtree(folder, ignore_errors=True)
+    _copies(folder / "raw", _raw("parquet"), copies)
+    events = float(pa.parquet.read_metadata(folder / "raw" / "events.parquet").num_rows)
+    about = f"{copies} copies of a platform log of a million events, {events:,.0f} in all"
+    with peak_anonymous() as gib:
+        clock = Clock()
+        log_dir = _stage(folder, "stage=prepare") / "log"
+        rates = clock.rates(events)
+    rows = [Row("delivery_20m", "events", *rates, note=f"{about}; {max(gib):.2f} GiB of anonymous memory")]
+    rows.append(_epoch(log_dir))
+    settings = [f"model.history={MODEL.history}", f"world_model.batch_size={BATCH}", "world_model.members=1",
+                "world_model.max_steps=300", "world_model.validate_every=300"]  # fmt: skip
+    with peak_anonymous() as gib:
+        clock = Clock()
+        _stage(folder, "stage=world_model", "trainer.accelerator=cpu", *settings)
+        rates = clock.rates(1.0)
+    note = f"{' '.join(settings)}; {max(gib):.2f} GiB of anonymous memory"
     shutil.rmtree(folder)
-    return [*rows, Row("delivery_20m_batches", "events", *rates, note=note)]
+    return [*rows, Row("delivery_20m_train", "s", 1 / rates[0], 1 / rates[1], note=note)]
 
 
 def prepare_csv() -> list[Row]:
