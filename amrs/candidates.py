@@ -84,13 +84,17 @@ def band(model: WorldModel, answers: list[dict[str, Tensor]], signal: str, level
 
 @torch.inference_mode()
 def next_track_log_probs(
-    policy: PolicyModel, data: SessionDataModule, rules: Rules, row_B: Tensor, step_B: Tensor
-) -> Tensor:
-    """Log-probabilities (B, K) in nats of every track as play `step_B` of session `row_B`."""
+    policy: PolicyModel, data: SessionDataModule, rules: Rules, row_B: Tensor, step_B: Tensor,
+    tracks: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """Log-probabilities (B, K) in nats of every track as play `step_B` of session `row_B`.
+
+    `tracks` are the policy's own, where they are known already.
+    """
     batch = data.prefix(row_B, step_B)
     h_BD = policy.encoder.last(batch)
     allowed_BK = rules.allowed(data.flat.mode_S[row_B], played_before(data.flat, row_B, step_B))
-    return log_softmax_allowed(policy.logits(h_BD), allowed_BK)
+    return log_softmax_allowed(policy.logits(h_BD, tracks), allowed_BK)
 
 
 @torch.inference_mode()

@@ -82,7 +82,8 @@ def _two_draws(
     played_BT, other_BT = (torch.full((len(row_B), horizon), -1) for _ in range(2))
     for t in range(horizon):
         log_p_BK = log_softmax_allowed(copycat.logits(mind), rules.allowed(mode_B, played_BT[:, :t]))
-        played_BT[:, t], other_BT[:, t] = (choose(log_p_BK, uniform(key_B, t, CARRY, c)) for c in range(2))
+        u_B2 = uniform(key_B[:, None], t, CARRY, torch.arange(2))
+        played_BT[:, t], other_BT[:, t] = choose(log_p_BK, u_B2).unbind(1)
         world, feedback, _ = listeners.step(world, played_BT[:, t], t)
         mind = copycat.observe(mind, played_BT[:, t], feedback)
     return played_BT, other_BT

@@ -5,7 +5,7 @@ Shape suffixes: B pairs or histories, C candidates, K tracks, S sessions, N toke
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -93,6 +93,12 @@ class Labelling:
     share: Share = alone
     """How processes share the plays."""
 
+    @cached_property
+    def tracks(self) -> tuple[Tensor, Tensor]:
+        """Copycat's, for all batches of pairs: of a large catalogue they are dear."""
+        with torch.inference_mode():
+            return self.copycat.tracks()
+
 
 def corrective(source: Labelling, rows: Tensor) -> Pairs:
     """Negative-feedback corrective sampling (Chan et al. 2026).
@@ -128,9 +134,8 @@ def _some_plays(source: Labelling, rows: Tensor) -> Tensor:
 def _draws(source: Labelling, token_B: Tensor) -> Tensor:
     """Tracks (B, C) that Copycat might have played instead."""
     row_B, step_B = source.data.flat.session_N[token_B], source.data.flat.step_N[token_B] - 1
-    log_p_BK = next_track_log_probs(source.copycat, source.data, source.rules, row_B, step_B)
-    each = range(source.config.draws)
-    return torch.stack([choose(log_p_BK, uniform(source.seed, DRAWS, token_B, c)) for c in each], 1)
+    log_p_BK = next_track_log_probs(source.copycat, source.data, source.rules, row_B, step_B, source.tracks)
+    return choose(log_p_BK, uniform(source.seed, DRAWS, token_B[:, None], torch.arange(source.config.draws)))
 
 
 def on_policy(source: Labelling, rows: Tensor) -> Pairs:

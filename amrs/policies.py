@@ -3,6 +3,7 @@
 Shape suffixes: B rollouts, K tracks.
 """
 
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -47,10 +48,15 @@ class NeuralPolicy:
         self.model = model.eval()
         self.reader = HistoryReader(model.encoder, data, horizon)
 
+    @cached_property
+    def tracks(self) -> tuple[Tensor, Tensor]:
+        """The model's, as it was at the first choice: of a large catalogue they are dear."""
+        with torch.inference_mode():
+            return self.model.tracks()
+
     @torch.inference_mode()
     def start(self, row_B: Tensor, step_B: Tensor | int = 0) -> Mind:
         """Read the logged history, and the session's first `step_B` plays."""
-        self.tracks = self.model.tracks()
         return self.reader.start(row_B, step_B)
 
     @torch.inference_mode()

@@ -108,12 +108,15 @@ class Rollouts:
 def choose(log_p_BK: Tensor, u_B: Tensor) -> Tensor:
     """The track at quantile `u_B` of the distribution, as (B,); log-probabilities may lack a constant.
 
-    One uniform and a cumulative sum, first over blocks of tracks and then inside one block. Where
-    probabilities are no numbers it is any track.
+    Several quantiles, (B, C), give as many tracks. One uniform a track and a cumulative sum, first over
+    blocks of tracks and then inside one block. Where probabilities are no numbers it is any track.
     """
     tracks = log_p_BK.shape[1]
     padded_BX = F.pad(log_p_BK, (0, -tracks % _BLOCK), value=-torch.inf)
-    return _at_quantile(padded_BX.softmax(1), u_B).clamp_(max=tracks - 1)
+    p_BX = padded_BX.softmax(1)
+    if u_B.ndim == 1:
+        return _at_quantile(p_BX, u_B).clamp_(max=tracks - 1)
+    return torch.stack([_at_quantile(p_BX, one_B) for one_B in u_B.unbind(1)], 1).clamp_(max=tracks - 1)
 
 
 def _at_quantile(p_BX: Tensor, u_B: Tensor) -> Tensor:

@@ -91,9 +91,9 @@ def _play_pairs(log: SessionDataModule) -> dict[str, torch.Tensor]:
 
 def _stages(log: SessionDataModule) -> Iterator[tuple[str, Part]]:
     """A part of every stage but prepare."""
-    static, rules, plays = log.flat.static_SF.shape[1], log.rules(), log.plays(TRAIN) + 1
+    static, rules, plays = log.flat.static_SF.shape[1], log.rules(), log.plays(TRAIN)
     listeners = WorldModel(1, MODEL, log.log.metadata.signals, 3, static, log.embedding_KE)
-    policy = PolicyModel(MODEL, static, log.embedding_KE, plays)
+    policy = PolicyModel(MODEL, static, log.embedding_KE, plays + 1)
     training = world_model.WorldModelTraining(listeners, _config("world_model"))
     yield "world_model", _steps(training, log, lambda batch: len(batch.track_BL))
     yield "bc", _steps(BehaviourCloning(policy, rules, _config("bc")), log, lambda batch: len(batch.track_BL))

@@ -113,10 +113,12 @@ def _reference(
 ) -> Tensor:
     """Copycat's log-probability of chosen, rejected and the other rejected, (B, 2 + J); 0 for none."""
     index = torch.arange(len(pairs.row_B)).split(histories_at_once(data.tracks, _CHUNK))
+    with torch.inference_mode():
+        tracks = copycat.tracks()
 
     def log_probs(unit: int) -> Tensor:
         part = pairs[index[unit]]
-        log_p_BK = next_track_log_probs(copycat, data, rules, part.row_B, part.step_B)
+        log_p_BK = next_track_log_probs(copycat, data, rules, part.row_B, part.step_B, tracks)
         track = torch.cat([part.chosen_B[:, None], part.rejected_B[:, None], part.others_BJ], 1)
         return log_p_BK.gather(1, track.clamp(min=0)).masked_fill(track < 0, 0.0)
 
