@@ -27,6 +27,8 @@ from amrs.signals import Kind
 MOST = 80_000
 """Labels that a fit takes (about); of more, some are left out at random."""
 _STEPS, _ENOUGH, _BATCH = 30, 1e-5, 128
+_PIECES = 256
+"""Batches whose labels are put together at a time: small pieces would stay in memory beside the whole."""
 
 
 class Examples(NamedTuple):
@@ -68,15 +70,16 @@ def start_linear(
     first = model.ensemble[0]
     for member in model.ensemble:
         torch.nn.init.zeros_(member.head.weight)  # what is untrained would be noise beside the fit
-    for name, found in examples(first, data, weights, seed).items():
-        kind = first.kinds[name]
+    labels = examples(first, data, weights, seed)
+    for name in list(labels):
+        kind, found = first.kinds[name], labels.pop(name)  # labels that were fitted to are let go of
         penalty = tuned_penalty(kind, found, seed, penalties)
         # A fit from nothing has not arrived after so few steps: weaker penalties go on from the stronger.
         path = [one for one in penalties if one >= penalty]
-        training = found.kept(found.part_N == TRAIN)
+        found = found.kept(found.part_N == TRAIN)
         for number, member in enumerate(model.ensemble):
-            weight_N = training.weight_N * bags.times(number, training.user_N)
-            member.start_linear(name, *fitted(kind, training._replace(weight_N=weight_N), path)[-1])
+            weight_N = found.weight_N * bags.times(number, found.user_N)
+            member.start_linear(name, *fitted(kind, found._replace(weight_N=weight_N), path)[-1])
 
 
 @torch.inference_mode()
@@ -103,9 +106,16 @@ def examples(
                         seen_NF = of_report_NF if name in AFFECT else feature_NF
                         found = Examples(seen_NF, value_N, weights[label] * one_N, user_N, part * one_N)
                         kept = found.kept(~value_N.isnan() & (draw_N < share[label]))
-                        rows.setdefault(name, []).append(kept)
-    joined = {name: Examples(*map(torch.cat, zip(*parts, strict=True))) for name, parts in rows.items()}
+                        pieces = rows.setdefault(name, [])
+                        pieces.append(kept)
+                        if len(pieces) == _PIECES:
+                            pieces[:] = [_joined(pieces)]
+    joined = {name: _joined(rows.pop(name)) for name in list(rows)}
     return {name: found for name, found in joined.items() if (found.part_N == TRAIN).any()}
+
+
+def _joined(pieces: list[Examples]) -> Examples:
+    return Examples(*map(torch.cat, zip(*pieces, strict=True)))
 
 
 def _asked(batch: Batch) -> Iterator[tuple[str, Tensor, Tensor, tuple[str, ...]]]:
@@ -140,7 +150,7 @@ def fitted(kind: Kind, found: Examples, penalties: Sequence[float]) -> list[Fit]
     """The fit of least loss and penalty for each penalty, each started at the one before."""
     mean_F, spread_F = found.feature_NF.mean(0), found.feature_NF.std(0)
     scale_F = torch.where(spread_F > 1e-4, 1 / spread_F, 0.0)
-    scaled = found._replace(feature_NF=(found.feature_NF - mean_F) * scale_F)
+    found = found._replace(feature_NF=(found.feature_NF - mean_F).mul_(scale_F))
     count = max(float(found.weight_N.sum()), 1.0)
     bias_P = kind.initial().requires_grad_()
     weight_XF = torch.zeros(kind.moves, len(mean_F), requires_grad=True)
@@ -152,7 +162,7 @@ def fitted(kind: Kind, found: Examples, penalties: Sequence[float]) -> list[Fit]
 
         def closure(penalty: float = penalty, optimiser: torch.optim.LBFGS = optimiser) -> Tensor:
             optimiser.zero_grad()
-            total = loss(kind, Fit(bias_P, weight_XF), scaled).sum()
+            total = loss(kind, Fit(bias_P, weight_XF), found).sum()
             # Labels that are all the same would drive the bias away without end.
             held = penalty * weight_XF.square().sum() + (bias_P - kind.initial()).square().sum()
             total = (total + 0.5 * held) / count
