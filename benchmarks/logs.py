@@ -193,7 +193,8 @@ def delivery_20m() -> list[Row]:
     rows = [Row("delivery_20m", "events", *rates, note=f"{about}; {max(gib):.2f} GiB of anonymous memory")]
     rows.append(_epoch(log_dir))
     settings = [f"model.history={MODEL.history}", f"world_model.batch_size={BATCH}", "world_model.members=1",
-                "world_model.max_steps=300", "world_model.validate_every=300"]  # fmt: skip
+                "world_model.max_steps=300", "world_model.validate_every=300",
+                "world_model.penalties=[40.0]"]  # fmt: skip
     with peak_anonymous() as gib:
         clock = Clock()
         _stage(folder, "stage=world_model", "trainer.accelerator=cpu", *settings)
