@@ -79,14 +79,12 @@ def paths(page: str) -> Iterator[str]:
 def tree() -> dict[str, str]:
     """Path to what the tree of CONTRIBUTING says of it."""
     (body,) = [body for body in blocks(CONTRIBUTING, "") if body.startswith("train.py")]
-    found, folder = {}, ""
+    found, folders = {}, []
     for line in body.splitlines():
-        name, what = (
-            re.split(r" {2,}", line.strip(), maxsplit=1) if "  " in line.strip() else (line.strip(), "")
-        )
-        folder = "" if not line.startswith(" ") else folder
-        found[folder + name] = what
-        folder = name if not line.startswith(" ") and not what else folder
+        name, _, what = line.strip().partition("  ")
+        depth = (len(line) - len(line.lstrip())) // 2
+        folders[depth:] = [name]
+        found["".join(folders)] = what.strip()
     return found
 
 
