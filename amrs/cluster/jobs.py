@@ -22,7 +22,7 @@ JOB = "AMRS_JOB"
 """Set where a file of ours runs: the fingerprint of the run that it makes, or `sweep`."""
 NOTICE = 60
 """Seconds before its time ends at which Slurm signals a job."""
-_TRAIN = Path(__file__).parents[1] / "train.py"
+_TRAIN = Path(__file__).parents[2] / "train.py"
 
 _SUBMIT = """\
 #!/usr/bin/env bash
