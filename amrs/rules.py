@@ -70,7 +70,11 @@ def log_prob_allowed(logits_PK: Tensor, allowed_PK: Tensor, track_P: Tensor) -> 
 
 def in_one_table(rows: int, tracks: int) -> bool:
     """Whether logits of so many rows are held together."""
-    return rows <= max(1, _LOGITS // tracks)
+    return rows <= _rows_at_once(tracks)
+
+
+def _rows_at_once(tracks: int) -> int:
+    return max(1, _LOGITS // tracks)
 
 
 def in_chunks(score: Callable[..., Tensor], rows: Sequence[Tensor], tracks: int) -> Tensor:
@@ -80,7 +84,7 @@ def in_chunks(score: Callable[..., Tensor], rows: Sequence[Tensor], tracks: int)
     """
     if in_one_table(len(rows[0]), tracks):
         return score(*rows)
-    chunks = zip(*(x.split(max(1, _LOGITS // tracks)) for x in rows), strict=True)
+    chunks = zip(*(x.split(_rows_at_once(tracks)) for x in rows), strict=True)
     return torch.cat([checkpoint(score, *part, use_reentrant=False) for part in chunks])
 
 

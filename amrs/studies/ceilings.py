@@ -108,10 +108,10 @@ def ceiling_rows(curve: Mapping[int, pd.DataFrame], users: int, draws: int, seed
             given_JN = np.stack([frame[name].to_numpy(np.float64)[mine.index] for frame in curve.values()])
             value_N, mean = mine["value"].to_numpy(np.float64), float(mine["train_mean"].iloc[0])
             scored = _Scored(str(signal), list(curve), users, value_N, mean, given_JN)
-            known = name.partition("@")[2]
+            known, limit = name.partition("@")[2], scored.limit(scored.scores(np.arange(len(mine))))
             row = Row("fidelity", "history_ceiling", str(signal), scored.metric, "mean",
-                      f"known:{known}" if known else "all", scored.limit(np.arange(len(mine))), None, None,
-                      len(mine), "area" if scored.metric == "auroc" else "fraction")  # fmt: skip
+                      f"known:{known}" if known else "all", limit, None, None, len(mine),
+                      "area" if scored.metric == "auroc" else "fraction")  # fmt: skip
             found.append(row)
             user_N = mine["user"].to_numpy()
             share = metrics.resampled_users(scored.share, user_N, min(draws, _DRAWS), seed)
@@ -143,14 +143,14 @@ class _Scored(NamedTuple):
             return [metrics.auroc(y_M, given_N[row_M]) for given_N in self.given_JN]
         return [metrics.r2(y_M, given_N[row_M], self.train_mean) for given_N in self.given_JN]
 
-    def limit(self, row_M: np.ndarray) -> float:
-        """The history ceiling of these labels."""
-        return fit_curve(self.users_J, self.scores(row_M)).at(TIMES * self.own)
+    def limit(self, scores: Sequence[float]) -> float:
+        """The history ceiling that these figures lead to."""
+        return fit_curve(self.users_J, scores).at(TIMES * self.own)
 
     def share(self, row_M: np.ndarray, user_M: np.ndarray) -> float:
         """What the own size reaches of it; of an AUROC, of its distance from .5. NaN where it is none."""
-        chance, limit = 0.5 if self.metric == "auroc" else 0.0, self.limit(row_M)
-        own = self.scores(row_M)[self.users_J.index(self.own)]
+        scores, chance = self.scores(row_M), 0.5 if self.metric == "auroc" else 0.0
+        limit, own = self.limit(scores), scores[self.users_J.index(self.own)]
         return (own - chance) / (limit - chance) if limit > chance else float("nan")
 
 

@@ -95,15 +95,16 @@ def _signal_rows(
                 Row(name, "dpo", signal, "predicted_over_realised", "mean", "all", *estimate, "ratio")
             )
     own_UC, instrument_UC = _slope_sums(models, data, signal, np.unique(sessions.user_B.numpy()))
-    gain_UC = sums["predicted"]
+    gain_UC, reports = sums["predicted"], int(instrument_UC[:, 0].sum())
     points = "scale points, 90 % interval"
-    for metric, sums_UC, statistic, unit in (
-        ("corrected_gain", np.concatenate([own_UC, gain_UC], 1), corrected(slope_of, 5, value), points),
+    for metric, sums_UC, statistic, count, unit in (
+        ("corrected_gain", np.concatenate([own_UC, gain_UC], 1), corrected(slope_of, 5, value), n, points),
         ("instrumented_gain", np.concatenate([instrument_UC, gain_UC], 1),
-         corrected(instrumented_slope_of, 6, value), points),
-        ("instrumented_slope", instrument_UC, instrumented_slope_of, "true per predicted, 90 % interval"),
+         corrected(instrumented_slope_of, 6, value), n, points),
+        ("instrumented_slope", instrument_UC, instrumented_slope_of, reports,
+         "true per predicted, 90 % interval"),
     ):  # fmt: skip
-        estimate = metrics.user_bootstrap(sums_UC, statistic, n, draws, seed, level=LEVEL)
+        estimate = metrics.user_bootstrap(sums_UC, statistic, count, draws, seed, level=LEVEL)
         rows.append(Row("predicted", "dpo", signal, metric, "mean", "all", *estimate, unit))
     return rows
 
