@@ -164,7 +164,8 @@ class SessionDataModule(lightning.LightningDataModule):
         hidden_BL = torch.zeros_like(valid_BL)
         if hidden_seed is not None and self.hide_feedback > 0:
             draw_BL = uniform(self.seed, _HIDE, hidden_seed, session_BL)
-            hidden_BL = (draw_BL < self.hide_feedback) & valid_BL
+            # A start has nothing to hide, and rollouts read it before they know whether feedback will be.
+            hidden_BL = (draw_BL < self.hide_feedback) & (token_BLR[..., _STEP] > 0)
             feedback_BL4 = feedback_BL4.masked_fill(hidden_BL[..., None], torch.nan)
         static_BLF = flat.static_SF.index_select(0, session_BL.flatten()).unflatten(0, valid_BL.shape)
         return Batch(
@@ -198,7 +199,7 @@ class SessionDataModule(lightning.LightningDataModule):
         if not hide_own:
             return batch
         from_end_BL = batch.valid_BL.sum(1, keepdim=True) - 1 - torch.arange(batch.valid_BL.shape[1])
-        own_BL = batch.valid_BL & (from_end_BL <= torch.as_tensor(step_B).reshape(-1, 1))
+        own_BL = (from_end_BL >= 0) & (from_end_BL < torch.as_tensor(step_B).reshape(-1, 1))
         feedback_BL4 = batch.feedback_BL4.masked_fill(own_BL[..., None], torch.nan)
         return batch._replace(feedback_BL4=feedback_BL4, hidden_BL=own_BL)
 

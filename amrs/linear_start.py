@@ -55,8 +55,10 @@ class Fit(NamedTuple):
 def start_linear(
     model: WorldModel, data: SessionDataModule, weights: dict[str, float], bags: Bags, seed: int,
     penalties: Sequence[float],
-) -> None:  # fmt: skip
+) -> list[str]:  # fmt: skip
     """Put each member's linear part and head where a linear model of its own would be.
+
+    Returns the signals that have labels, and so a start.
 
     Args:
         model: untrained, its statistics fitted.
@@ -71,7 +73,8 @@ def start_linear(
     for member in model.ensemble:
         torch.nn.init.zeros_(member.head.weight)  # what is untrained would be noise beside the fit
     labels = examples(first, data, weights, seed)
-    for name in list(labels):
+    names = list(labels)
+    for name in names:
         kind, found = first.kinds[name], labels.pop(name)  # labels that were fitted to are let go of
         penalty = tuned_penalty(kind, found, seed, penalties)
         # A fit from nothing has not arrived after so few steps: weaker penalties go on from the stronger.
@@ -80,6 +83,7 @@ def start_linear(
         for number, member in enumerate(model.ensemble):
             weight_N = found.weight_N * bags.times(number, found.user_N)
             member.start_linear(name, *fitted(kind, found._replace(weight_N=weight_N), path)[-1])
+    return names
 
 
 @torch.inference_mode()

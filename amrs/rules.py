@@ -68,23 +68,15 @@ def log_prob_allowed(logits_PK: Tensor, allowed_PK: Tensor, track_P: Tensor) -> 
     return found
 
 
-def in_one_table(rows: int, tracks: int) -> bool:
-    """Whether logits of so many rows are held together."""
-    return rows <= _rows_at_once(tracks)
-
-
-def _rows_at_once(tracks: int) -> int:
-    return max(1, _LOGITS // tracks)
-
-
 def in_chunks(score: Callable[..., Tensor], rows: Sequence[Tensor], tracks: int) -> Tensor:
     """`score` of all rows (N, ...), each of which needs logits over the catalogue.
 
     Large catalogues: memory for one chunk of rows at a time; its logits are computed again for gradients.
     """
-    if in_one_table(len(rows[0]), tracks):
+    most = max(1, _LOGITS // tracks)
+    if len(rows[0]) <= most:
         return score(*rows)
-    chunks = zip(*(x.split(_rows_at_once(tracks)) for x in rows), strict=True)
+    chunks = zip(*(x.split(most) for x in rows), strict=True)
     return torch.cat([checkpoint(score, *part, use_reentrant=False) for part in chunks])
 
 

@@ -21,7 +21,7 @@ from amrs.importers import ADVICE
 if TYPE_CHECKING:
     import pandas as pd
 
-RUN_FORMAT = 3
+RUN_FORMAT = 4
 """Version of run folders; a change of meaning makes old runs be trained again."""
 REPEATED = "repeated"
 """Folder of runs for what W&B is told a second time about finished ones; it holds no runs of its own."""

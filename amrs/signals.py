@@ -55,6 +55,11 @@ class Kind(Protocol):
         """Ways in which a linear model can move the distribution."""
         ...
 
+    @property
+    def level(self) -> int:
+        """Which of the moves tells most of what a track does to everybody."""
+        ...
+
     def moved(self, params: Tensor, shift: Tensor) -> Tensor:
         """Parameters of the distribution moved by `shift` (..., moves)."""
         ...
@@ -111,6 +116,11 @@ class Bounded:
     def moves(self) -> int:
         """Where its components lie, which of them weigh, and how wide they are."""
         return 3
+
+    @property
+    def level(self) -> int:
+        """The tilt of the weights: a track that is skipped more is not heard a little less."""
+        return 1
 
     def moved(self, params: Tensor, shift: Tensor) -> Tensor:
         """All locations moved, in scale points; the weights tilted towards 1, in logits; raw scales moved.
@@ -208,6 +218,11 @@ class Binary:
     def moves(self) -> int:
         """Its logit."""
         return 1
+
+    @property
+    def level(self) -> int:
+        """Its logit."""
+        return 0
 
     def moved(self, params: Tensor, shift: Tensor) -> Tensor:
         """The logit moved."""

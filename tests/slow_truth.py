@@ -62,7 +62,7 @@ def picked(data: SessionDataModule, window_B3: Tensor, hidden_seed: int) -> Batc
     index_BL = index_BL.where(valid_BL, 0)
     session_BL, step_BL = flat.session_N[index_BL], flat.step_N[index_BL]
     draw_BL = uniform(data.seed, 1, hidden_seed, session_BL)
-    hidden_BL = (draw_BL < data.hide_feedback) & valid_BL
+    hidden_BL = (draw_BL < data.hide_feedback) & valid_BL & (step_BL > 0)
     known_BL1 = (valid_BL & ~hidden_BL)[..., None]
     edge_BL = valid_BL & ((step_BL == 0) | (step_BL == flat.length_S[session_BL]))
     return Batch(

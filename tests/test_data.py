@@ -189,7 +189,7 @@ def test_a_prefix_ends_before_the_play_that_is_asked_about(tmp_path: Path) -> No
 def test_hiding_the_own_feedback_keeps_the_own_tracks_and_earlier_feedback(tmp_path: Path) -> None:
     batch = hand(tmp_path / "log").prefix(torch.tensor([1, 0]), torch.tensor([2, 1]), hide_own=True)
     assert batch.track_BL.tolist() == [[-1, 0, 1, -1, 2, 3], [-1, 0, -1, -1, -1, -1]]
-    assert batch.hidden_BL.tolist() == [[False] * 3 + [True] * 3, [True, True] + [False] * 4]
+    assert batch.hidden_BL.tolist() == [[False] * 4 + [True] * 2, [False, True] + [False] * 4]
     assert batch.feedback_BL4[0, 1, 0] == 0.5
     assert batch.feedback_BL4[0, 3:].isnan().all() and batch.feedback_BL4[1].isnan().all()
 
@@ -201,11 +201,11 @@ def test_hidden_sessions_are_hidden_whole_and_still_learned_from(tmp_path: Path)
     assert batch.feedback_BL4[batch.hidden_BL].isnan().all()
     assert same(batch.feedback_BL4[~batch.hidden_BL], shown.feedback_BL4[~batch.hidden_BL])
     assert same(batch.target_BLY, shown.target_BLY)
-    start_BL = batch.valid_BL & (batch.step_BL == 0)
-    session_hidden = batch.hidden_BL[start_BL]
+    assert not batch.hidden_BL[batch.step_BL == 0].any()
+    session_hidden = batch.hidden_BL[batch.step_BL == 1]
     assert abs(session_hidden.float().mean() - 0.3) < 4 * (0.21 / len(session_hidden)) ** 0.5
-    play_BL = batch.track_BL >= 0
-    assert torch.equal(batch.hidden_BL[:, 1:][play_BL[:, 1:]], batch.hidden_BL[:, :-1][play_BL[:, 1:]])
+    later_BL = batch.step_BL[:, 1:] > 1
+    assert torch.equal(batch.hidden_BL[:, 1:][later_BL], batch.hidden_BL[:, :-1][later_BL])
 
 
 def test_played_before_equals_a_loop(tmp_path: Path) -> None:

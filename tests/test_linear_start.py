@@ -85,17 +85,13 @@ def test_the_linear_part_sees_what_the_head_adds_up(
     """Before any step the model's answers are those of the fits that were put in."""
     model = world_model(data, **settings)
     (member,) = model.ensemble
+    member.level_KV.zero_()
     start_linear(model, data, ALL, Bags(0, 1), 0, PENALTIES)
     batch = data.gather(data.windows(TRAIN), hidden_seed=0)
     sums = dict(zip(LABELS, masked_sums(member.eval(), batch).tolist(), strict=True))
     for name, found in examples(member, data, ALL, 0).items():
         kind, training = member.kinds[name], found.kept(found.part_N == TRAIN)
-        place = list(member.kinds).index(name)
-        layers = member.linear_layers
-        moves = [k.moves for k in member.kinds.values()]
-        weight_XF = torch.cat([layer.weight.split(moves)[place] for layer in layers], 1)
-        bias_P = member.head.bias.split([k.size for k in member.kinds.values()])[place]
-        params = kind.moved(bias_P.expand(len(training.value_N), -1), training.feature_NF @ weight_XF.T)
+        params = member.linear_answer(name, training.feature_NF)
         total = float(kind.nll(params, training.value_N).sum().detach())
         together = sum(sums[label] for label in (name, f"start_{name}", f"end_{name}") if label in sums)
         assert together == pytest.approx(total, rel=1e-3)

@@ -1,5 +1,6 @@
 """What is fast equals what is plain, values and gradients."""
 
+import copy
 import platform
 import subprocess
 import sys
@@ -115,19 +116,20 @@ def test_log_prob_of_one_allowed_track_equals_the_whole_softmax() -> None:
 
 
 @pytest.mark.parametrize("repeats", [False, True])
-def test_a_large_catalogue_in_tiles_trains_the_same(
+def test_a_catalogue_in_tiles_trains_as_the_whole_table_does(
     data: SessionDataModule, batch: Batch, monkeypatch: pytest.MonkeyPatch, repeats: bool
 ) -> None:
+    """In double precision, as on a GPU, logits are one table."""
     model, allowed, found = policy(data).eval(), Rules(data.rules().mode_MK, repeats), []
     monkeypatch.setattr("amrs.models.tiles._ROWS", 7)
     monkeypatch.setattr("amrs.models.tiles._COLUMNS", 4)
-    for logits in (rules._LOGITS, 0):
-        monkeypatch.setattr(rules, "_LOGITS", logits)
-        log_p_N = bc.clone_log_probs(model, allowed, batch)
+    doubled = Batch(*(x.double() if x.dtype == torch.float32 else x for x in batch))
+    for cloned, told in ((model, batch), (copy.deepcopy(model).double(), doubled)):
+        log_p_N = bc.clone_log_probs(cloned, allowed, told)
         weight_N = torch.linspace(-1, 2, len(log_p_N))
-        found.append((log_p_N, *torch.autograd.grad((weight_N * log_p_N).sum(), list(model.parameters()))))
-    for whole, tiled in zip(*found, strict=True):
-        torch.testing.assert_close(tiled, whole, atol=1e-4, rtol=1e-4)
+        found.append((log_p_N, *torch.autograd.grad((weight_N * log_p_N).sum(), list(cloned.parameters()))))
+    for tiled, whole in zip(*found, strict=True):
+        torch.testing.assert_close(tiled.double(), whole, atol=1e-4, rtol=1e-4)
 
 
 def test_a_track_outside_of_the_mode_or_played_has_no_probability_in_tiles() -> None:

@@ -116,7 +116,7 @@ def test_no_harm_seen_is_not_no_harm() -> None:
 def test_tracks_heard_as_they_are_change_nothing(data: SessionDataModule) -> None:
     judge, row = world_model(data, 2), torch.arange(6)
     chosen, key = NeuralPolicy(policy(data), data, HORIZON), hash_keys(0, torch.arange(6))
-    same = HeardOtherwise(judge, judge.ensemble[0].encoder.embedding_KE, data, HORIZON)
+    same = HeardOtherwise(judge, torch.ones(data.tracks), data, HORIZON)
     worlds = (ImaginedListeners(judge, data, HORIZON), same, jittered(judge, data, HORIZON, 0, 0.0))
     plain, *others = (
         imagine(chosen, world, data.rules(), data.flat.mode_S[row], row, key, HORIZON) for world in worlds

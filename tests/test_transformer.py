@@ -147,6 +147,8 @@ def test_running_summaries_equal_a_loop(data: SessionDataModule) -> None:
             here = [k for k in known if k in own]
             unusual = sum(weight[k] * (float(value[k]) - mean) for k in here)
             ratios.append(unusual / (sum(weight[k] for k in here) + 1))
+        for value, known in zip(values[:2], heard, strict=False):
+            ratios.append(float(value[known].sum()) / (len(known) + 30))
         total = sum((weight[k] * tracks[k] for k in own), torch.zeros(tracks.shape[1]))
         tastes.append(SHARE * total)
         assert summary.ratio_BLR[0, n].tolist() == pytest.approx(ratios, abs=1e-5)

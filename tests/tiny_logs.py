@@ -135,6 +135,7 @@ def world_model(
     model = WorldModel(members, config, signals, 2, features, data.embedding_KE, curves, logged)
     for member in model.ensemble:
         torch.nn.init.normal_(member.head.weight, std=0.5)
+        torch.nn.init.normal_(member.level_KV)
     return model.eval()
 
 

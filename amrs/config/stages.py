@@ -26,7 +26,7 @@ class WorldModelConfig:
     """Inputs that the model never reads, in training and after: ablations. past_feedback: all that listeners
     did and told before; past_tracks: what was played before, in this session too; track_embeddings: those
     and the candidate's; context: cohort, hour, time since and logged context."""
-    penalties: list[float] = field(default_factory=lambda: [1000.0, 200.0, 40.0, 8.0])
+    penalties: list[float] = field(default_factory=lambda: [5000.0, 1000.0, 200.0, 40.0, 8.0])
     """Weights of half the squared norm, falling, above 0: tried for the linear part that training starts at.
     Each signal gets what suits validation users (or folds of them and training users where they are few)."""
     curves: int = 0

@@ -21,7 +21,7 @@ TASTE_SCALES = (2.0, 11.0, 7.0, 1.0)
 """Factors that bring the inner product of each taste with a track to a spread near 1 (as measured on the
 platform): covariances are small numbers, and a weight would take thousands of steps to make up for it."""
 SESSION = TASTES.index("session")
-RATIOS = 11
+RATIOS = 13
 """Ratios in a summary."""
 DECAY = 0.9
 """Weight of a track in its session's sums per track played since: affect has inertia, and forgets."""
@@ -32,8 +32,9 @@ _WEIGHTS = 5
 """What a track is weighed by in the sums: known and given engagement, known and given rating, 1."""
 _REPORTS = 4
 """Sums of reports right after tracks: known and given valence, known and given arousal."""
-_PRIOR, _TASTE_PRIOR = 3.0, 30.0
-"""Plays that pull a mean to the middle of the scale, and a taste to none: it has many more dimensions."""
+_PRIOR, _SLOW_PRIOR = 3.0, 30.0
+"""Plays that pull a mean to the middle of the scale: one that few plays move, and one that many do. Tastes
+are pulled to none by the second: they have many more dimensions."""
 
 
 class Summary(NamedTuple):
@@ -41,7 +42,8 @@ class Summary(NamedTuple):
 
     ratio_BLR: Tensor
     """Mean engagement, rating and reports right after tracks, in [-1, 1]; counts (log); plays of this
-    session (log), and how its engagement and ratings differ from the listener's mean."""
+    session (log), and how its engagement and ratings differ from the listener's mean; that mean again, held
+    back by more plays."""
     taste_BLTE: Tensor
 
 
@@ -117,7 +119,7 @@ def summarise(total_BLZ: Tensor, session_BLY: Tensor, size: int) -> Summary:
     unusual = torch.addcmul(told[..., 1::2], mean, told[..., 0::2], value=-1) / (told[..., 0::2] + 1)
     both = torch.stack([mean, known.log1p()], -1).flatten(-2)
     reports = [felt[..., 1::2] / (felt[..., 0::2] + _PRIOR), felt[..., :1].log1p()]
-    ratio = torch.cat([plays.log1p(), both, *reports, plays_now.log1p(), unusual], -1)
-    softened = (known + _TASTE_PRIOR)[..., None]
-    tastes = [track[..., 4, :] / (plays + _TASTE_PRIOR), *(covariance / softened).unbind(-2)]
+    slow = known + _SLOW_PRIOR
+    ratio = torch.cat([plays.log1p(), both, *reports, plays_now.log1p(), unusual, value / slow], -1)
+    tastes = [track[..., 4, :] / (plays + _SLOW_PRIOR), *(covariance / slow[..., None]).unbind(-2)]
     return Summary(ratio, torch.stack([*tastes, SHARE * recent], -2))

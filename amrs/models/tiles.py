@@ -1,4 +1,4 @@
-"""Exact log-probabilities over a large catalogue, a tile of the table of logits at a time.
+"""Exact log-probabilities over the catalogue, a tile of the table of logits at a time.
 
 The table, positions by tracks, is never written out: a tile stays in a core's cache through all that is
 done to it, and is made again for the gradients. Positions are taken mode by mode against the mode's own

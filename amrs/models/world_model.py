@@ -7,7 +7,8 @@ session *starts*, and what it will be once the session has *ended*.
 A linear part, on what a careful statistician would use, moves every signal's location: with a few
 thousand reports it carries most of what can be learned, and the rest of the head learns what it misses.
 Shape suffixes: B batch, L tokens, N asked positions, K candidates, D width, H hidden, A affinities,
-X moves of the signals (see `Kind.moves`), T tastes, S session features that meet the track.
+X moves of the signals (see `Kind.moves`), T tastes, S session features that meet the track, V signals with
+levels.
 """
 
 import math
@@ -80,6 +81,10 @@ class WorldModelMember(nn.Module):
     near_scale_T: Tensor
     of_play_X: Tensor
     """1 at moves of what follows each play, 0 at those of reports."""
+    level_KV: Tensor
+    """What each track adds beyond its embedding to what follows a play of it, in moves: see `amrs.levels`."""
+    level_VX: Tensor
+    """Which move that is: 1 there, 0 elsewhere."""
     move_XP: Tensor
     """How moves change the head's parameters: every kind's `moved` adds what is linear in them."""
 
@@ -122,6 +127,11 @@ class WorldModelMember(nn.Module):
             self.situation_linear = Linear(len(situation) * embedding_KE.shape[1], moves, bias=False)
         of_play = [torch.full((k.moves,), float(name not in REPORTS)) for name, k in self.kinds.items()]
         self.register_buffer("of_play_X", torch.cat(of_play), persistent=False)
+        self.leveled = [name for name in self.kinds if name in signals and name not in REPORTS]
+        self.register_buffer("level_KV", torch.zeros(len(embedding_KE), len(self.leveled)))
+        level_X = [name in self.leveled and move == kind.level
+                   for name, kind in self.kinds.items() for move in range(kind.moves)]  # fmt: skip
+        self.register_buffer("level_VX", torch.eye(moves)[torch.tensor(level_X)], persistent=False)
         for layer in self.linear_layers:
             nn.init.zeros_(layer.weight)
         self.moment = nn.Parameter(torch.randn(2, hidden) * 0.1)
@@ -141,8 +151,11 @@ class WorldModelMember(nn.Module):
 
     def candidates(self, track: Tensor | None = None) -> Candidates:
         """The head's track half for tracks of any shape; for the whole catalogue if None."""
-        embedding = self.encoder.embedding_KE
-        return self.unseen(embedding if track is None else embedding[track])
+        embedding, level = self.encoder.embedding_KE, self.level_KV
+        if track is not None:
+            embedding, level = embedding[track], level[track]
+        found = self.unseen(embedding)
+        return found._replace(linear_KX=found.linear_KX + level @ self.level_VX)
 
     def linear_features(self, batch: Batch, asked_BL: Tensor, of_track: bool) -> Tensor:
         """What the linear part sees (N, F) where `asked_BL` is True: of the track played next, or of a moment
@@ -167,6 +180,14 @@ class WorldModelMember(nn.Module):
         apart = sum(layer.in_features for layer in self.linear_layers[3:])
         return F.pad(feature_NF[:, :-apart], (0, apart))
 
+    def linear_answer(self, name: str, feature_NF: Tensor) -> Tensor:
+        """Head parameters (N, P) of a signal by the linear part alone, from `linear_features`."""
+        sizes, moves = [k.size for k in self.kinds.values()], [k.moves for k in self.kinds.values()]
+        place = list(self.kinds).index(name)
+        weight_XF = torch.cat([layer.weight.split(moves)[place] for layer in self.linear_layers], 1)
+        bias_P = self.head.bias.split(sizes)[place]
+        return self.kinds[name].moved(bias_P.expand(len(feature_NF), -1), feature_NF @ weight_XF.T)
+
     @torch.no_grad()
     def start_linear(self, name: str, bias_P: Tensor, weight_XF: Tensor) -> None:
         """Set what the head says of a signal where all else is 0, and the linear part's moves of it."""
@@ -178,7 +199,8 @@ class WorldModelMember(nn.Module):
             layer.weight.split(moves)[place].copy_(part)
 
     def unseen(self, chosen: Tensor) -> Candidates:
-        """The same for any embeddings (..., E), centred and scaled as `encoder.embedding_KE` is."""
+        """The same for any embeddings (..., E), centred and scaled as `encoder.embedding_KE` is, of tracks
+        that nobody has heard: without levels."""
         chosen = self._shown(chosen)
         content = self.track(chosen)
         # A track moves a report as part of its session only: final reports tell nothing of earlier plays.

@@ -17,7 +17,7 @@ from amrs.logs.splits import TRAIN
 from amrs.models.packed import rounded
 from amrs.models.policy import PolicyModel, played_so_far
 from amrs.models.tiles import log_prob_in_tiles
-from amrs.rules import Rules, in_chunks, in_one_table, log_prob_allowed
+from amrs.rules import Rules, in_chunks, log_prob_allowed
 from amrs.runs import Run, read_config
 from amrs.stages.prepare import open_data
 from amrs.training import RatioOfSums, fit, linear_schedule, load_weights
@@ -30,8 +30,7 @@ def clone_log_probs(model: PolicyModel, rules: Rules, batch: Batch) -> Tensor:
     wanted_BL = rounded(asked_BL)
     parts = [x[wanted_BL] for x in (batch.mode_BL, played_so_far(batch), batch.next_track_BL.clamp(min=0))]
     h_ND, tracks, asked_N = model.encoder.at(batch, wanted_BL), model.tracks(), asked_BL[wanted_BL]
-    plain = h_ND.device.type != "cpu" or tracks[0].dtype != torch.float32
-    if not (plain or in_one_table(len(h_ND), len(tracks[1]))):
+    if h_ND.device.type == "cpu" and tracks[0].dtype == torch.float32:
         return log_prob_in_tiles(model.query(h_ND), *tracks, rules, *parts)[asked_N]
 
     def score(h_ND: Tensor, mode_N: Tensor, played_NT: Tensor, next_N: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from amrs.config.graph import Config
 from amrs.config.groups import ModelConfig
 from amrs.config.stages import WorldModelConfig
 from amrs.data import SessionDataModule
+from amrs.levels import start_levels
 from amrs.linear_start import start_linear
 from amrs.logs.histories import BLIND_TO, LABELS, static_names
 from amrs.logs.splits import TRAIN, withheld_artists
@@ -132,7 +133,9 @@ def run(run: Run, folder: Path) -> None:
         member.encoder.fit_statistics(data.flat.static_SF[data.rows(TRAIN)])
     if not (folder / "checkpoints" / LAST).exists():
         bags = Bags(config.seed, section.members)
-        start_linear(model, data, label_weights(section.only), bags, config.seed, section.penalties)
+        weights = label_weights(section.only)
+        fitted = start_linear(model, data, weights, bags, config.seed, section.penalties)
+        start_levels(model, data, fitted, bags, config.seed)
     fit(run, folder, WorldModelTraining(model, config), data, section, section.validate_every)
 
 

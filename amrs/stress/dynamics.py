@@ -72,17 +72,20 @@ class HeardOtherwise:
 
     Args:
         judge: left as it is; its copy is perturbed.
-        heard_KE: what each track sounds like from now on, in the judge's standardised space.
+        by_K: by what each track's embedding, in the judge's standardised space, and its levels are multiplied
+            from now on.
         data: where logged histories come from.
         horizon: tracks for which room is kept.
     """
 
-    def __init__(self, judge: WorldModel, heard_KE: Tensor, data: SessionDataModule, horizon: int) -> None:
-        judge = copy.deepcopy(judge)
-        self.tracks = len(heard_KE)
+    def __init__(self, judge: WorldModel, by_K: Tensor, data: SessionDataModule, horizon: int) -> None:
+        judge, by_K1 = copy.deepcopy(judge), by_K[:, None]
+        self.tracks = len(by_K)
         for member in judge.ensemble:
             encoder = member.encoder
-            encoder.embedding_KE = torch.cat([encoder.embedding_KE, heard_KE.to(encoder.embedding_KE)])
+            by_K1 = by_K1.to(encoder.embedding_KE)
+            encoder.embedding_KE = torch.cat([encoder.embedding_KE, by_K1 * encoder.embedding_KE])
+            member.level_KV = torch.cat([member.level_KV, by_K1 * member.level_KV])
         self.listeners = ImaginedListeners(judge, data, horizon)
 
     def start(self, row_B: Tensor, key_B: Tensor) -> Any:
@@ -94,15 +97,15 @@ class HeardOtherwise:
         return self.listeners.step(state, track_B + self.tracks, t)
 
 
-def _embedding(judge: WorldModel) -> Tensor:
-    return judge.ensemble[0].encoder.embedding_KE
+def _tracks(judge: WorldModel) -> int:
+    return len(judge.ensemble[0].encoder.embedding_KE)
 
 
 def shrunk(
     judge: WorldModel, data: SessionDataModule, horizon: int, seed: int, strength: float
 ) -> Environment:
     """All tracks sound more alike: embeddings (1 - s) of the way from the catalogue's mean."""
-    return HeardOtherwise(judge, (1 - strength) * _embedding(judge), data, horizon)
+    return HeardOtherwise(judge, torch.full((_tracks(judge),), 1 - strength), data, horizon)
 
 
 def flipped(
@@ -112,11 +115,8 @@ def flipped(
 
     In the judge's linear part the sign of their effect turns.
     """
-    embedding_KE = _embedding(judge)
-    turned_K = uniform(seed, FLIP, torch.arange(len(embedding_KE))) < strength
-    return HeardOtherwise(
-        judge, torch.where(turned_K[:, None], -embedding_KE, embedding_KE), data, horizon
-    )  # fmt: skip
+    turned_K = uniform(seed, FLIP, torch.arange(_tracks(judge))) < strength
+    return HeardOtherwise(judge, torch.where(turned_K, -1.0, 1.0), data, horizon)
 
 
 def jittered(
