@@ -37,7 +37,6 @@ ITEMS = {
 """Item to its module and function."""
 LONG = {
     "world_model_train_5": ("training", "world_model_train_5"),
-    "delivery_20m": ("logs", "delivery_20m"),
     "batches_20m": ("logs", "batches_20m"),
     "batches_100m": ("logs", "batches_100m"),
 }
