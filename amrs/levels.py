@@ -1,17 +1,17 @@
 """What a track adds beyond its embedding: a level of its own, as far as tracks differ by more than chance.
 
 No embedding says all. Of two tracks that sound alike one is liked more, by everybody, and a model of content
-leaves that in its errors. A level is a random effect of the track on one move of a signal (`Kind.level`):
-with the score g = -d nll / d move of each play under the linear start, and i its mean square (the
-information of a play; Berndt et al. 1974),
+leaves that in its errors. A level is a random effect of the track on one move of a signal (`Kind.level`).
+With g the score -d nll / d move of a listener's plays of a track under the linear start (their mean: what
+they share is the listener's), and i(k) the mean square of track k's scores, the information of one (Berndt et
+al. 1974), drawn to that of all tracks,
 
-    s^2 = sum over pairs g g' / (i^2 pairs)        how much tracks differ (method of moments),
-    level(k) = sum of g over plays of k / (n(k) i + 1 / s^2)
+    s^2 = sum over tracks and pairs of listeners of g g' / sum of i(k)^2     how much tracks differ
+    level(k) = sum of g over listeners of k / (n(k) i(k) + 1 / s^2)
 
-one step of scoring towards its best linear unbiased prediction (Henderson 1975). Pairs are plays of one
-track by two listeners: what a listener's own plays of a track share is the listener's. So a track that
-nobody played has a level of 0, and one that few played nearly so.
-Shape suffixes: N plays, K tracks, J pairs of listener and track, X moves, B batch, L tokens.
+The first is a method of moments, the second one step of scoring towards the best linear unbiased prediction
+(Henderson 1975). A track that nobody played has a level of 0, and one that few played nearly so.
+Shape suffixes: N plays, K tracks, J pairs of listener and track, X moves, M members, B batch, L tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,44 +26,60 @@ from amrs.logs.splits import TRAIN
 from amrs.models.world_model import WorldModel
 from amrs.signals import Kind
 
+MOST = 0.25
+"""Most that s^2 may be: labels that hardly differ carry so little information that any spread would explain
+them."""
+_DRAWN = 10.0
+"""Listeners that draw the information of a track's scores to that of all tracks."""
 _WINDOWS = 128
-"""Windows looked at together (about)."""
+"""Windows looked at together."""
 
 
 class Tally:
-    """Sums over plays, listener by listener, from which levels follow."""
+    """Sums over pairs of a listener and a track, from which levels follow."""
 
     def __init__(self, tracks: int) -> None:
-        self.score_K, self.count_K = torch.zeros(2, tracks, dtype=torch.float64)
-        self.square = self.plays = self.own_score = self.own_count = 0.0
+        self.total_K, self.own_K, self.pairs_K, self.square_K, self.score_K, self.count_K = torch.zeros(
+            6, tracks, dtype=torch.float64
+        )
 
     def add(self, score_N: Tensor, times_N: Tensor, user_N: Tensor, track_N: Tensor) -> None:
-        """Plays that count `times_N` times, with all plays of each of their listeners among them."""
-        times_N, score_N = times_N.double(), score_N.double()
-        cell_J, cell_N = torch.stack([user_N, track_N], 1).unique(dim=0, return_inverse=True)
-        score_J, count_J = torch.zeros(2, len(cell_J), dtype=torch.float64)
-        score_J.index_add_(0, cell_N, times_N * score_N)
-        count_J.index_add_(0, cell_N, times_N)
-        self.score_K.index_add_(0, cell_J[:, 1], score_J)
-        self.count_K.index_add_(0, cell_J[:, 1], count_J)
-        self.square += float((times_N * score_N.square()).sum())
-        self.plays += float(times_N.sum())
-        self.own_score += float(score_J.square().sum())
-        self.own_count += float(count_J.square().sum())
+        """All plays of some listeners, each of whom counts `times_N` times in the levels."""
+        key_J, cell_N, count_J = (user_N * len(self.total_K) + track_N).unique(
+            return_inverse=True, return_counts=True
+        )
+        of_cell = torch.stack([score_N, score_N.square(), times_N]).double()
+        sums = torch.zeros(3, len(key_J), dtype=torch.float64).index_add(1, cell_N, of_cell)
+        score_J, square_J, times_J = sums / count_J
+        track_J = key_J % len(self.total_K)
+        for into_K, value_J in (
+            (self.total_K, score_J),
+            (self.own_K, score_J.square()),
+            (self.pairs_K, torch.ones_like(score_J)),
+            (self.square_K, square_J),
+            (self.score_K, times_J * score_J),
+            (self.count_K, times_J),
+        ):
+            into_K.index_add_(0, track_J, value_J)
+
+    @property
+    def information_K(self) -> Tensor:
+        """i(k)."""
+        usual = self.square_K.sum() / self.pairs_K.sum().clamp(min=1)
+        found_K: Tensor = (self.square_K + _DRAWN * usual) / (self.pairs_K + _DRAWN)
+        return found_K
 
     @property
     def variance(self) -> float:
-        """s^2, 0 where tracks differ by no more than chance, or no track was played by two."""
-        pairs = float(self.count_K.square().sum()) - self.own_count
-        if pairs <= 0 or self.square == 0:
-            return 0.0
-        information = self.square / self.plays
-        return max(float(self.score_K.square().sum()) - self.own_score, 0.0) / (information**2 * pairs)
+        """s^2 by all listeners once; 0 where tracks differ by no more than chance, or none was played by
+        two."""
+        pairs = (self.information_K.square() * (self.pairs_K.square() - self.pairs_K)).sum()
+        excess = (self.total_K.square() - self.own_K).sum()
+        return min(float(excess / pairs), MOST) if pairs > 0 and excess > 0 else 0.0
 
-    def levels(self) -> Tensor:
+    def levels(self, variance: float) -> Tensor:
         """Level of each track, (K,), in moves."""
-        variance, information = self.variance, self.square / max(self.plays, 1.0)
-        level_K: Tensor = self.score_K * variance / (self.count_K * information * variance + 1)
+        level_K: Tensor = variance * self.score_K / (variance * self.count_K * self.information_K + 1)
         return level_K.float()
 
 
@@ -80,7 +96,9 @@ def scores(kind: Kind, params: Tensor, value_N: Tensor) -> Tensor:
 def start_levels(
     model: WorldModel, data: SessionDataModule, fitted: Sequence[str], bags: Bags, seed: int
 ) -> None:
-    """Set every member's levels from plays of its bag of training users, given the linear start.
+    """Set every member's levels from plays of its bag of training users, given its linear start.
+
+    How much tracks differ is one figure for all members: what bags say of it is mostly chance.
 
     Args:
         model: at its linear start, whose untrained parts say nothing yet.
@@ -90,35 +108,53 @@ def start_levels(
         seed: of the sessions whose feedback is hidden, as in training.
     """
     first = model.ensemble[0]
-    names = [name for name in first.leveled if name in fitted]
-    if "track_embeddings" in first.encoder.without or not names:
+    if "track_embeddings" in first.encoder.without:
         return  # a level would tell tracks apart
-    tallies = {(m, name): Tally(data.tracks) for m in range(len(model.ensemble)) for name in names}
-    for window_B3 in _whole_listeners(data):
+    for place, name in enumerate(first.leveled):
+        if name in fitted:
+            tallies = _tallies(model, data, name, bags, seed)
+            variance = sum(tally.variance for tally in tallies) / len(tallies)
+            for member, tally in zip(model.ensemble, tallies, strict=True):
+                member.level_KV[:, place] = tally.levels(variance)
+
+
+def _tallies(model: WorldModel, data: SessionDataModule, name: str, bags: Bags, seed: int) -> list[Tally]:
+    """One a member."""
+    tallies = [Tally(data.tracks) for _ in model.ensemble]
+    for user_N, track_N, score_MN in _whole_listeners(_scored(model, data, name, seed)):
+        for m, tally in enumerate(tallies):
+            tally.add(score_MN[m], bags.times(m, user_N), user_N, track_N)
+    return tallies
+
+
+Scored = tuple[Tensor, Tensor, Tensor]
+"""Listener (N,) and track (N,) of plays, and each member's score of them (M, N)."""
+
+
+def _scored(model: WorldModel, data: SessionDataModule, name: str, seed: int) -> Iterator[Scored]:
+    """Plays of training users whose feedback is known, listener by listener."""
+    first, column = model.ensemble[0], TARGETS.index(name)
+    for window_B3 in data.windows(TRAIN).split(_WINDOWS):
         batch = data.gather(window_B3, hidden_seed=seed)
-        asked_BL = batch.counts_BL & (batch.next_track_BL >= 0)
-        feature_NF = first.linear_features(batch, asked_BL, of_track=True)
-        user_N = batch.user_B[:, None].expand(asked_BL.shape)[asked_BL]
-        track_N = batch.next_track_BL[asked_BL]
-        for (m, name), tally in tallies.items():
-            member, value_N = model.ensemble[m], batch.target_BLY[asked_BL][:, TARGETS.index(name)]
-            told_N = ~value_N.isnan()
-            params = member.linear_answer(name, feature_NF[told_N])
-            score_N = scores(member.kinds[name], params, value_N[told_N])
-            times_N = bags.times(m, user_N[told_N])
-            tally.add(score_N, times_N, user_N[told_N], track_N[told_N])
-    for (m, name), tally in tallies.items():
-        model.ensemble[m].level_KV[:, first.leveled.index(name)] = tally.levels()
+        told_BL = batch.counts_BL & ~batch.target_BLY[..., column].isnan()
+        feature_NF = first.linear_features(batch, told_BL, of_track=True)
+        value_N = batch.target_BLY[..., column][told_BL]
+        score_MN = torch.stack(
+            [scores(m.kinds[name], m.linear_answer(name, feature_NF), value_N) for m in model.ensemble]
+        )
+        user_N = batch.user_B[:, None].expand(told_BL.shape)[told_BL]
+        yield user_N, batch.next_track_BL[told_BL], score_MN
 
 
-def _whole_listeners(data: SessionDataModule) -> Iterator[Tensor]:
-    """Training users' windows, about `_WINDOWS` at a time, with all of a listener's together."""
-    window_W3 = data.windows(TRAIN)
-    user_W = data.flat.user_S[data.flat.session_N[window_W3[:, 0]]]
-    last_W = torch.cat([user_W[1:] != user_W[:-1], torch.ones(1, dtype=torch.bool)])
-    stop_U = torch.nonzero(last_W)[:, 0] + 1
-    begin = 0
-    while begin < len(window_W3):
-        stop = int(stop_U[min(int(torch.searchsorted(stop_U, begin + _WINDOWS)), len(stop_U) - 1)])
-        yield window_W3[begin:stop]
-        begin = stop
+def _whole_listeners(parts: Iterator[Scored]) -> Iterator[Scored]:
+    """The same plays with all of a listener's together."""
+    held: Scored | None = None
+    for part in parts:
+        plays = part if held is None else tuple(torch.cat(both, -1) for both in zip(held, part, strict=True))
+        user_N, track_N, score_MN = plays
+        if len(user_N):
+            done_N = user_N != user_N[-1]
+            yield user_N[done_N], track_N[done_N], score_MN[:, done_N]
+            held = user_N[~done_N], track_N[~done_N], score_MN[:, ~done_N]
+    if held is not None:
+        yield held

@@ -299,4 +299,11 @@ def load_weights(folder: Path, module: nn.Module, prefix: str) -> None:
         raise RunError(f"{path} is missing: the run is not complete; remove {folder} and run it again")
     state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    module.load_state_dict(own)
+    try:
+        module.load_state_dict(own)
+    except RuntimeError as error:
+        what = str(error).splitlines()[-1].strip()
+        raise RunError(
+            f"{path} is of another model than this data set asks for, by another catalogue or an older "
+            f"program ({what}): leave out the pin, or pin a run on this data set"
+        ) from error

@@ -143,7 +143,7 @@ def predict_usual(
 
 def _replayed(logged: Batch, track_BT: Tensor) -> Batch:
     """Prefixes up to a session's last track, their own feedback hidden, with other tracks in their place."""
-    own_BL = logged.hidden_BL & (logged.step_BL > 0)
+    own_BL = logged.hidden_BL
     other_BL = track_BT.gather(1, (logged.step_BL - 1).clamp(min=0) * own_BL)
     last_B = logged.valid_BL.sum(1) - 1
     row_B = torch.arange(len(last_B))

@@ -18,7 +18,7 @@ class Curves(nn.Module):
     """Random Fourier features of a Gaussian kernel (Rahimi and Recht 2007, algorithm 1).
 
     A linear model of them with a squared penalty is nearly a Gaussian process: a track that others have heard
-    has a level of its own, a new one that of the tracks around it. All members of an ensemble have the same,
+    has a height of its own, a new one that of the tracks around it. All members of an ensemble have the same,
     as they are fitted to one set of features.
 
     Args:

@@ -104,7 +104,8 @@ def _tracks(judge: WorldModel) -> int:
 def shrunk(
     judge: WorldModel, data: SessionDataModule, horizon: int, seed: int, strength: float
 ) -> Environment:
-    """All tracks sound more alike: embeddings (1 - s) of the way from the catalogue's mean."""
+    """All tracks sound more alike: embeddings (1 - s) of the way from the catalogue's mean, levels (1 - s) of
+    what they are."""
     return HeardOtherwise(judge, torch.full((_tracks(judge),), 1 - strength), data, horizon)
 
 
