@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     feedback_BL4: Tensor
     """`FEEDBACK` of a play token, NaN where missing or hidden."""
     hidden_BL: Tensor
-    """True where the session's feedback is hidden from the model."""
+    """True at plays whose feedback is hidden from the model, with that to all of their session."""
     valid_BL: Tensor
     """False at padding."""
     counts_BL: Tensor

@@ -108,8 +108,8 @@ def start_levels(
         seed: of the sessions whose feedback is hidden, as in training.
     """
     first = model.ensemble[0]
-    if "track_embeddings" in first.encoder.without:
-        return  # a level would tell tracks apart
+    if {"track_embeddings", "levels"} & first.encoder.without:
+        return  # a level tells tracks apart
     for place, name in enumerate(first.leveled):
         if name in fitted:
             tallies = _tallies(model, data, name, bags, seed)

@@ -269,6 +269,11 @@ def _pinned(stage: str, role: str, config: Config, folder: Path, key: str = "par
         ) from None
     if provenance["stage"] != stage:
         raise RunError(f"{named}: a run of stage {provenance['stage']}, not {stage}")
+    if provenance["run_format"] != RUN_FORMAT:
+        raise RunError(
+            f"{named}: made by another program (run format {provenance['run_format']}, this one makes "
+            f"{RUN_FORMAT}): run its command again, or leave out the pin"
+        )
     split = provenance["settings"].get("split", asdict(config.data.split))  # prepare has none
     if split != asdict(config.data.split):
         raise RunError(

@@ -26,7 +26,7 @@ from amrs.logs.histories import FEEDBACK, LABELS, TARGETS, FlatLog, flatten_colu
 from amrs.models.policy import PolicyModel
 from amrs.rules import Rules, log_softmax_allowed
 
-FORMAT = 2
+FORMAT = 3
 """Version of exported folders."""
 WEIGHTS, CATALOGUE, CONFIG, CARD = "policy.safetensors", "catalogue.safetensors", "config.json", "README.md"
 REPORTS = ("pre_valence", "pre_arousal", "post_valence", "post_arousal")

@@ -305,5 +305,5 @@ def load_weights(folder: Path, module: nn.Module, prefix: str) -> None:
         what = str(error).splitlines()[-1].strip()
         raise RunError(
             f"{path} is of another model than this data set asks for, by another catalogue or an older "
-            f"program ({what}): leave out the pin, or pin a run on this data set"
+            f"program ({what}): take a run on this data set, made by this program"
         ) from error

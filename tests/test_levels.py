@@ -142,7 +142,7 @@ def test_a_level_moves_what_follows_a_play_and_no_report(data: SessionDataModule
 
 
 def test_a_model_that_may_not_tell_tracks_apart_has_no_levels(data: SessionDataModule) -> None:
-    for without, found in (([], True), (["track_embeddings"], False)):
+    for without, found in (([], True), (["track_embeddings"], False), (["levels"], False)):
         model = world_model(data)
         (member,) = model.ensemble
         torch.nn.init.zeros_(member.level_KV)

@@ -5,7 +5,9 @@ from typing import Literal, get_args
 
 from amrs.config.checks import check
 
-Input = Literal["past_feedback", "pre_report", "context", "mode", "past_tracks", "track_embeddings"]
+Input = Literal[
+    "past_feedback", "pre_report", "context", "mode", "past_tracks", "track_embeddings", "levels"
+]  # fmt: skip
 SignalName = Literal["engagement", "rating", "valence", "arousal"]
 Sampler = Literal["margin", "corrective", "credited", "best_worst", "on_policy"]
 Loss = Literal["soft", "hard", "conservative", "ipo", "regression", "s_dpo", "list"]
@@ -20,12 +22,13 @@ class WorldModelConfig:
     components: int = 3
     """Censored normals mixed in the head of a bounded signal, 1 or more."""
     hide_feedback: float = 0.3
-    """Share of sessions whose own feedback is hidden in training, in [0, 1): teaches the model to
+    """Share of sessions whose plays' feedback is hidden in training, in [0, 1): teaches the model to
     predict from a list of tracks alone."""
     without: list[Input] = field(default_factory=list)
     """Inputs that the model never reads, in training and after: ablations. past_feedback: all that listeners
-    did and told before; past_tracks: what was played before, in this session too; track_embeddings: those
-    and the candidate's; context: cohort, hour, time since and logged context."""
+    did and told before; past_tracks: what was played before, in this session too; track_embeddings: those,
+    the candidate's, and levels of tracks; levels: these alone; context: cohort, hour, time since and logged
+    context."""
     penalties: list[float] = field(default_factory=lambda: [5000.0, 1000.0, 200.0, 40.0, 8.0])
     """Weights of half the squared norm, falling, above 0: tried for the linear part that training starts at.
     Each signal gets what suits validation users (or folds of them and training users where they are few)."""

@@ -19,7 +19,6 @@ REQUIRED = {
     "sessions": ("session_id", "user_id", "started_at", "track_id"),
     "catalogue": ("track_id", "embedding"),
 }
-_TIME = pa.timestamp("ms", "UTC")
 
 
 def conform(table: pa.Table, features: Features, part: str, faults: Faults) -> pa.Table:

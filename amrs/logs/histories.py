@@ -165,6 +165,7 @@ BLIND_TO: dict[str, tuple[str, ...]] = {
     "mode": ("mode_",),
     "past_tracks": (),
     "track_embeddings": (),
+    "levels": (),
 }
 """Beginnings of the session features that a model without an input does not read; what of a play it does not
 read is the encoder's own business."""

@@ -61,7 +61,6 @@ class Draw(IntEnum):
     ORACLE = 80
     FRESH = 81
     SHARES = 82
-    NEXT = 83
 
 
 def event(noise: float, uniform_B: Tensor) -> Tensor:

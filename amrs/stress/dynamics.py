@@ -114,7 +114,7 @@ def flipped(
 ) -> Environment:
     """A random share s of tracks is heard as their opposites, mirrored in the catalogue's mean.
 
-    In the judge's linear part the sign of their effect turns.
+    In the judge's linear part and its levels the sign of their effect turns.
     """
     turned_K = uniform(seed, FLIP, torch.arange(_tracks(judge))) < strength
     return HeardOtherwise(judge, torch.where(turned_K, -1.0, 1.0), data, horizon)

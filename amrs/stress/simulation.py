@@ -1,8 +1,6 @@
 """Many paired simulations of the same sessions, and their means. Shape suffixes: B sessions, R simulations
 of each, N = B R rollouts, T steps."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -47,11 +45,6 @@ def mean_outcome(rollouts: Rollouts, signal: str, count: int) -> np.ndarray:
     """Mean over a session's `count` simulations of its outcome, (B,)."""
     mean_B: np.ndarray = outcome(rollouts, signal).reshape(-1, count).mean(1)
     return mean_B
-
-
-def known_signals(found: Mapping[str, Rollouts], names: tuple[str, ...]) -> list[str]:
-    """Those of `names` that the simulations carry."""
-    return [name for name in names if name in found["copycat"].expected]
 
 
 def last(path_NT: Tensor, played_NT: Tensor) -> np.ndarray:

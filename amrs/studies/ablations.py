@@ -19,6 +19,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "past_feedback": {"world_model": {"without": ["past_feedback"]}},
     "past_tracks": {"world_model": {"without": ["past_tracks"]}},
     "track_embeddings": {"world_model": {"without": ["track_embeddings"]}},
+    "levels": {"world_model": {"without": ["levels"]}},
     "pre_report_and_context": {"world_model": {"without": ["pre_report", "context"]}},
     "mode": {"world_model": {"without": ["mode"]}},
     "pre_report_and_past_feedback": {"world_model": {"without": ["past_feedback", "pre_report"]}},
