@@ -6,6 +6,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from amrs.cluster.shares import Share, alone
 from amrs.config import load
 from amrs.data import SessionDataModule
@@ -20,6 +22,7 @@ from amrs.outcomes import (
     diversity_rows,
     gain_rows,
     roll_out,
+    several_times,
     utility_rows,
 )
 from amrs.platform import load_truth
@@ -66,8 +69,9 @@ def judged(
 def rolled_out(
     run: Run, data: SessionDataModule, sessions: Sessions, policies: Mapping[str, Policy], share: Share
 ) -> dict[str, dict[str, Rollouts]]:
-    """Every policy among the listeners of each section of the report."""
-    rules = data.rules()
+    """Every policy among the listeners of each section of the report, `evaluate.simulations` times a
+    session."""
+    rules, sessions = data.rules(), several_times(sessions, run.config.evaluate.simulations)
     return {
         name: roll_out(policies, world, rules, sessions, share=share, name=f"rollouts {name}")
         for name, world in _worlds(run, data, sessions.horizon).items()
@@ -92,8 +96,10 @@ def policy_rows(
         rows += gain_rows(name, found, sessions, data, seed, draws)
         rows += utility_rows(name, found, sessions, data, spread, seed, draws)
         if name == best:
-            rows += diversity_rows(found, sessions, data, seed, draws)
-            examples = example_sessions(found, sessions, data)
+            first = torch.arange(len(sessions.row_B)) * run.config.evaluate.simulations
+            once = {policy: rollouts.at(first) for policy, rollouts in found.items()}
+            rows += diversity_rows(once, sessions, data, seed, draws)
+            examples = example_sessions(once, sessions, data)
     return rows, examples
 
 

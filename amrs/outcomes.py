@@ -76,6 +76,16 @@ def choose_sessions(
                     flat.cohort_S[rows], horizon)  # fmt: skip
 
 
+def several_times(sessions: Sessions, count: int) -> Sessions:
+    """Each session `count` times in a row: under its own luck first, then under that of each number."""
+    key_BR = torch.stack([sessions.key_B, *(hash_keys(sessions.key_B, n) for n in range(1, count))], 1)
+    row_N, mode_N, user_N, cohort_N = (
+        x_B.repeat_interleave(count)
+        for x_B in (sessions.row_B, sessions.mode_B, sessions.user_B, sessions.cohort_B)
+    )
+    return Sessions(row_N, key_BR.flatten(), mode_N, user_N, cohort_N, sessions.horizon)
+
+
 def _occurrence(user_B: Tensor) -> Tensor:
     """How many earlier entries have the same user, (B,)."""
     order = user_B.argsort(stable=True)
@@ -122,6 +132,12 @@ def outcome(rollouts: Rollouts, signal: str) -> np.ndarray:
     return value_B.double().numpy()
 
 
+def mean_outcome(rollouts: Rollouts, signal: str, sessions: int) -> np.ndarray:
+    """Mean over the simulations of each session, which lie together, (B,)."""
+    mean_B: np.ndarray = outcome(rollouts, signal).reshape(sessions, -1).mean(1)
+    return mean_B
+
+
 def gain_rows(
     section: str, found: Mapping[str, Rollouts], sessions: Sessions, data: SessionDataModule,
     seed: int, draws: int,
@@ -134,7 +150,7 @@ def gain_rows(
     rows = []
     for subject, rollouts in found.items():
         for signal in meta.signals:
-            value_B, base_B = outcome(rollouts, signal), outcome(found["copycat"], signal)
+            value_B, base_B = (mean_outcome(x, signal, len(mode_B)) for x in (rollouts, found["copycat"]))
             for group, keep_B in groups(sessions, data):
                 estimate = metrics.mean_interval(value_B[keep_B], user_B[keep_B], draws, seed)
                 rows.append(Row(section, subject, signal, "mean", "mean", group, *estimate, "scale points"))
@@ -145,7 +161,7 @@ def gain_rows(
                         within_sd=within.get(signal), group=group, draws=draws, seed=seed,
                     )  # fmt: skip
                 if "production" in found and subject != "production":
-                    logged_B = outcome(found["production"], signal)
+                    logged_B = mean_outcome(found["production"], signal, len(mode_B))
                     over = metrics.gain_rows(
                         value_B[keep_B], logged_B[keep_B], mode_B[keep_B], user_B[keep_B], section=section,
                         subject=subject, signal=signal, modes=meta.modes, share=share, group=group,
@@ -187,8 +203,10 @@ def utility_rows(
 
 
 def session_utility(rollouts: Rollouts, utility: Utility, mode_B: Tensor) -> np.ndarray:
-    """The utility of each session's expected outcome, as (B,); the listeners must know `utility.targets`."""
-    values = {name: torch.from_numpy(outcome(rollouts, name)) for name in rollouts.expected}
+    """The utility of each session's expected outcome, a mean over its simulations, as (B,); the listeners
+    must know `utility.targets`."""
+    means = {name: mean_outcome(rollouts, name, len(mode_B)) for name in rollouts.expected}
+    values = {name: torch.from_numpy(mean_B) for name, mean_B in means.items()}
     return utility.of_values(values, mode_B).numpy()
 
 

@@ -94,6 +94,13 @@ class Rollouts:
         return Rollouts(cat("track_BT"), cat("played_BT"), cat("engagement_BT"), cat("rating_BT"),
                         cat("left_B"), expected, kl_BT)  # fmt: skip
 
+    def at(self, index_B: Tensor) -> "Rollouts":
+        """Some of them, by number."""
+        expected = {name: value_BT[index_B] for name, value_BT in self.expected.items()}
+        kl_BT = None if self.kl_BT is None else self.kl_BT[index_B]
+        return Rollouts(self.track_BT[index_B], self.played_BT[index_B], self.engagement_BT[index_B],
+                        self.rating_BT[index_B], self.left_B[index_B], expected, kl_BT)  # fmt: skip
+
     def final(self, signal: str) -> Tensor:
         """The expected signal after each rollout's last track, (B,)."""
         last_B = self.played_BT.sum(1) - 1

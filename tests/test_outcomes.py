@@ -19,6 +19,7 @@ from amrs.outcomes import (
     outcome,
     roll_out,
     session_utility,
+    several_times,
     utility_rows,
 )
 from amrs.policies import FixedPolicy, NeuralPolicy
@@ -145,6 +146,30 @@ def test_gains_by_hand(data: SessionDataModule) -> None:
 def test_validation_users_are_chosen_for_tuning_and_no_test_user(data: SessionDataModule) -> None:
     chosen = choose_sessions(data, 50, 4, 0, VALIDATION)
     assert len(chosen.user_B) and torch.isin(chosen.user_B, data.users(VALIDATION)).all()
+
+
+def test_several_simulations_of_a_session_are_one_session(data: SessionDataModule) -> None:
+    """Gains are means over them, the first is that of a single simulation, and n counts sessions."""
+    sessions = choose_sessions(data, 12, 4, 0)
+    policies = {"copycat": NeuralPolicy(policy(data), data, 4),
+                "random": FixedPolicy(torch.zeros(data.tracks))}  # fmt: skip
+    listeners = ImaginedListeners(world_model(data, 2), data, 4)
+    once = roll_out(policies, listeners, data.rules(), sessions)
+    thrice = roll_out(policies, listeners, data.rules(), several_times(sessions, 3))
+    size = len(sessions.row_B)
+    assert len(several_times(sessions, 3).key_B.unique()) == 3 * size
+    for name, rollouts in thrice.items():
+        assert torch.equal(rollouts.at(3 * torch.arange(size)).track_BT, once[name].track_BT)
+    means = {name: outcome(rollouts, "valence").reshape(size, 3).mean(1) for name, rollouts in thrice.items()}
+    rows = gain_rows("predicted", thrice, sessions, data, 0, 100)
+    (mean,) = [
+        r for r in rows if (r.subject, r.signal, r.metric, r.group) == ("random", "valence", "mean", "all")
+    ]
+    assert mean.n == size and mean.value == pytest.approx(means["random"].mean())
+    utility = Utility(UtilityConfig(), data.log.metadata.modes)
+    each = session_utility(thrice["random"], utility, sessions.mode_B.repeat_interleave(3))
+    found = session_utility(thrice["random"], utility, sessions.mode_B)
+    assert found == pytest.approx(each.reshape(size, 3).mean(1))
 
 
 def ended(valence: list[float], arousal: list[float]) -> Rollouts:

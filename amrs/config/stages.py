@@ -280,6 +280,9 @@ class EvaluateConfig:
     """Tracks imagined from a session's start, 1 or more; null is the median length of logged sessions."""
     sessions: int = 400
     """Test sessions rolled out for each policy, spread evenly over test users; 1 or more."""
+    simulations: int = 1
+    """Simulations of each of these sessions, 1 or more: gains are means over them, variety is that of the
+    first. With one a gain in valence has a standard error of some .003 on 400 sessions, with eight .001."""
     bootstrap: int = 1000
     """Bootstrap draws of users for each interval, 100 or more."""
     tolerance: float = 0.15
@@ -316,7 +319,7 @@ class EvaluateConfig:
         )
         check(self.folds >= 2, "evaluate.folds", self.folds, "2 or more")
         check(all(n >= 20 for n in self.curve), "evaluate.curve", self.curve, "each 20 or more")
-        for key in ("splits", "repeats", "sessions", "worlds", "gate_worlds"):
+        for key in ("splits", "repeats", "sessions", "simulations", "worlds", "gate_worlds"):
             check(getattr(self, key) >= 1, f"evaluate.{key}", getattr(self, key), "1 or more")
         check(self.gate_effects >= 0, "evaluate.gate_effects", self.gate_effects, "0 or more")
         check(

@@ -15,10 +15,10 @@ from torch import Tensor
 from amrs.data import SessionDataModule
 from amrs.fidelity.targets import Columns, Ints
 from amrs.noise import uniform
-from amrs.outcomes import Sessions
+from amrs.outcomes import Sessions, mean_outcome
 from amrs.rollout import Environment, Policy
 from amrs.stress.counterfactual import Histories, as_data, gather, logged, reading, rows_of
-from amrs.stress.simulation import mean_outcome, simulate, simulations
+from amrs.stress.simulation import simulate, simulations
 
 EXCHANGE, SEARCH, AGAIN = 920, 921, 922
 """Purposes of draws: which feedback is exchanged, luck in the search, luck of the figures it ends with."""
@@ -125,7 +125,7 @@ def _deltas(
     lucky = simulations(starts, count, seed, purpose)
     world: Any = reading(judge, data, view)
     valence = [
-        mean_outcome(simulate(reading(p, data, view), world, view.rules(), lucky), "valence", count)
+        mean_outcome(simulate(reading(p, data, view), world, view.rules(), lucky), "valence", len(row_Q))
         for p in (policy, copycat)
     ]
     delta_Q: np.ndarray = valence[0] - valence[1]

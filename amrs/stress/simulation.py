@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from amrs.noise import hash_keys
-from amrs.outcomes import Sessions, outcome
+from amrs.outcomes import Sessions
 from amrs.rollout import Environment, Policy, Rollouts, imagine
 from amrs.rules import Rules
 
@@ -39,12 +39,6 @@ def simulate(
         for index in torch.arange(len(sessions.row_B)).split(_BATCH)
     ]  # fmt: skip
     return Rollouts.join(parts)
-
-
-def mean_outcome(rollouts: Rollouts, signal: str, count: int) -> np.ndarray:
-    """Mean over a session's `count` simulations of its outcome, (B,)."""
-    mean_B: np.ndarray = outcome(rollouts, signal).reshape(-1, count).mean(1)
-    return mean_B
 
 
 def last(path_NT: Tensor, played_NT: Tensor) -> np.ndarray:

@@ -13,7 +13,7 @@ from amrs.config.graph import Config
 from amrs.data import SessionDataModule
 from amrs.fidelity.targets import AFFECT
 from amrs.models.world_model import WorldModel
-from amrs.outcomes import Sessions, outcome, session_utility
+from amrs.outcomes import Sessions, mean_outcome, session_utility
 from amrs.report import Row
 from amrs.rollout import Environment, Policy, Rollouts
 from amrs.stress.simulation import simulate
@@ -65,14 +65,13 @@ class Trial:
 
     def affect(self, rollouts: Rollouts) -> dict[str, np.ndarray]:
         """Mean outcome in valence and arousal."""
-        return {name: self.mean(outcome(rollouts, name)) for name in AFFECT if name in rollouts.expected}
+        count, known = len(self.sessions.row_B), [name for name in AFFECT if name in rollouts.expected]
+        return {name: mean_outcome(rollouts, name, count) for name in known}
 
     def outcomes(self, rollouts: Rollouts) -> dict[str, np.ndarray]:
         """The same, and the utility that the policies were trained for."""
-        count = len(rollouts.left_B) // len(self.sessions.mode_B)
-        mode_N = self.sessions.mode_B.repeat_interleave(count)
-        utility_N = session_utility(rollouts, self.utility, mode_N)
-        return {**self.affect(rollouts), "utility": self.mean(utility_N)}
+        utility_B = session_utility(rollouts, self.utility, self.sessions.mode_B)
+        return {**self.affect(rollouts), "utility": utility_B}
 
     def gain_rows(
         self, subject: str, value: Means, base: Means, group: str, keep_B: np.ndarray | None = None
