@@ -193,7 +193,7 @@ def batches_20m() -> list[Row]:
 
 
 def batches_100m() -> list[Row]:
-    """A hundred million events likewise, without training; takes some ten minutes and 30 GB of disk."""
+    """A hundred million events likewise, without training; takes a quarter of an hour and 30 GB of disk."""
     folder, rows = _delivered("100m", 107)
     shutil.rmtree(folder)
     return rows
