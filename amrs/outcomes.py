@@ -79,8 +79,13 @@ def choose_sessions(
 def several_times(sessions: Sessions, count: int) -> Sessions:
     """Each session `count` times in a row: under its own luck first, then under that of each number."""
     key_BR = torch.stack([sessions.key_B, *(hash_keys(sessions.key_B, n) for n in range(1, count))], 1)
+    return repeated(sessions, key_BR)
+
+
+def repeated(sessions: Sessions, key_BR: Tensor) -> Sessions:
+    """Each session once a key, its simulations in a row; B sessions, R keys of each."""
     row_N, mode_N, user_N, cohort_N = (
-        x_B.repeat_interleave(count)
+        x_B.repeat_interleave(key_BR.shape[1])
         for x_B in (sessions.row_B, sessions.mode_B, sessions.user_B, sessions.cohort_B)
     )
     return Sessions(row_N, key_BR.flatten(), mode_N, user_N, cohort_N, sessions.horizon)

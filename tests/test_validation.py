@@ -9,7 +9,9 @@ import pyarrow as pa
 import pytest
 from small_log import METADATA, TIME, catalogue, hour, many, sessions
 
+from amrs.logs import validation
 from amrs.logs.schema import LogError, Metadata, validate
+from amrs.logs.validation import codes, given_again, repeated
 
 NAN = float("nan")
 
@@ -275,3 +277,15 @@ def test_validation_time_does_not_depend_on_a_loop_over_rows() -> None:
     began = time.process_time()
     validate(table, music, Metadata("big", (), (), (), {}, False, "made up"), "test")
     assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize("collide", [False, True])
+def test_ids_given_again_are_found_by_their_hashes(monkeypatch: pytest.MonkeyPatch, collide: bool) -> None:
+    """Also where all hashes are the same, and over chunks: as from a table of all ids."""
+    if collide:
+        monkeypatch.setattr(validation, "hashes", lambda ids: np.zeros(len(ids), np.uint64))
+    ids = pa.chunked_array([["a", "b", "a"], ["c", "b", "d", "a"], ["e"]])
+    found = given_again(ids)
+    assert found.tolist() == [False, False, True, False, True, False, True, False]
+    assert found.tolist() == repeated(codes(ids.combine_chunks())).tolist()
+    assert not given_again(pa.chunked_array([["a"], ["b"]])).any()

@@ -10,13 +10,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from amrs.importers.column_map import ColumnMap
 from amrs.importers.reading import Raw, raw_bytes, read_batches, read_raw
+from amrs.logs.validation import hashes
 
 PART_BYTES = 1 << 26
 """Bytes of sessions and events in a part (about): text in CSV, before compression in Parquet. While a part is
@@ -44,8 +43,7 @@ def delivered(columns: ColumnMap, files: dict[str, Path], advice: str, scratch: 
 
 
 def _hashed(raw: Raw, name: str) -> NDArray[np.uint64]:
-    text = pc.fill_null(raw.text(name), "")
-    return pd.util.hash_array(text.to_numpy(zero_copy_only=False), categorize=False)
+    return hashes(raw.text(name))
 
 
 def _deal_sessions(

@@ -21,7 +21,7 @@ from datasets import ClassLabel, Features, List, Value
 
 from amrs.logs.columns import conform, even_lists, save
 from amrs.logs.faults import Faults, LogError, Source
-from amrs.logs.validation import REPORTS, check_catalogue, check_sessions, codes, repeated
+from amrs.logs.validation import REPORTS, check_catalogue, check_sessions, given_again
 
 __all__ = [
     "FORMAT_VERSION",
@@ -256,10 +256,13 @@ def _write_tables(
 def _check_across(session_ids: list[pa.ChunkedArray], users: list[pa.Array], source: Source) -> None:
     """No session id twice and no user in two shards."""
     faults = Faults(source)
-    ids = pa.chunked_array([chunk for array in session_ids for chunk in array.chunks]).combine_chunks()
-    faults.add_rows("sessions.session_id", repeated(codes(ids)), ids, "given again", "every session once")
+    ids = pa.chunked_array([chunk for array in session_ids for chunk in array.chunks])
+    twice = ids.filter(pa.array(given_again(ids))).combine_chunks()
+    faults.add_rows(
+        "sessions.session_id", np.ones(len(twice), bool), twice, "given again", "every session once"
+    )
     shard = np.repeat(np.arange(len(users)), [len(part) for part in users])
-    for part in np.unique(shard[repeated(codes(pa.concat_arrays(users)))]).tolist():
+    for part in np.unique(shard[given_again(pa.chunked_array(users))]).tolist():
         faults.add(
             "sessions.user_id",
             f"shard {part}",

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from amrs.logs.faults import Bools, Faults, Ints
 
@@ -35,6 +37,24 @@ def repeated(keys: Ints) -> Bools:
     first = np.unique(keys, return_index=True)[1]
     again = np.ones(len(keys), dtype=bool)
     again[first] = False
+    return again
+
+
+def hashes(ids: pa.Array) -> NDArray[np.uint64]:
+    """A number for each id, the same wherever the id stands; null as the empty text."""
+    text = pc.fill_null(ids, "").to_numpy(zero_copy_only=False)
+    return pd.util.hash_array(text, categorize=False)
+
+
+def given_again(ids: pa.ChunkedArray) -> Bools:
+    """True where an id has come before, as `repeated(codes(ids))` of a whole log.
+
+    Only ids of one hash are compared themselves: a table of ten million takes gigabytes.
+    """
+    hash_N = np.concatenate([hashes(chunk) for chunk in ids.chunks])
+    sorted_N = np.sort(hash_N)
+    again = np.isin(hash_N, sorted_N[1:][sorted_N[1:] == sorted_N[:-1]])
+    again[again] = repeated(codes(ids.filter(pa.array(again)).combine_chunks()))
     return again
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from amrs.noise import hash_keys
-from amrs.outcomes import Sessions
+from amrs.outcomes import Sessions, repeated
 from amrs.rollout import Environment, Policy, Rollouts, imagine
 from amrs.rules import Rules
 
@@ -17,12 +17,7 @@ START = "start_"
 
 def simulations(sessions: Sessions, count: int, seed: int, purpose: int) -> Sessions:
     """Each session `count` times in a row, under luck of its own: a hash of (seed, purpose, row, number)."""
-    row_N = sessions.row_B.repeat_interleave(count)
-    key_N = hash_keys(seed, purpose, row_N, torch.arange(count).repeat(len(sessions.row_B)))
-    mode_N, user_N, cohort_N = (
-        x_B.repeat_interleave(count) for x_B in (sessions.mode_B, sessions.user_B, sessions.cohort_B)
-    )
-    return Sessions(row_N, key_N, mode_N, user_N, cohort_N, sessions.horizon)
+    return repeated(sessions, hash_keys(seed, purpose, sessions.row_B[:, None], torch.arange(count)))
 
 
 def simulate(
