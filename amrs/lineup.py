@@ -6,9 +6,10 @@ All of them are a `rollout.Policy`, so each runs in the world model and on the p
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from amrs.data import SessionDataModule
 from amrs.guidance import GuidedPolicy, Tilt, best_of, boltzmann, calibrate
@@ -19,13 +20,20 @@ from amrs.models.world_model import WorldModel
 from amrs.noise import hash_keys, uniform
 from amrs.platform import load_truth
 from amrs.policies import FixedPolicy, GreedyPolicy, NeuralPolicy, Scorer
-from amrs.rollout import Policy
+from amrs.rollout import Policy, imagine
 from amrs.runs import Run, RunError, read_json
 from amrs.stages import bc, world_model
 from amrs.utility import Utility
 
 CALIBRATION = 510
 """Purpose of the draws that temperatures are calibrated with."""
+
+
+class Starts(NamedTuple):
+    """Sessions of validation users in which divergences are compared, with their luck."""
+
+    row_B: Tensor
+    key_B: Tensor
 
 
 @dataclass
@@ -68,6 +76,28 @@ class Parts:
         found: dict[str, Any] = read_json(self.run.parents["preferences"].folder / "summary.json")
         return found
 
+    @cached_property
+    def starts(self) -> Starts:
+        """Of at most dpo.kl_sessions sessions."""
+        config, rows = self.run.config, self.data.rows(VALIDATION)
+        row_B = rows[uniform(config.seed, CALIBRATION, rows).argsort()[: config.dpo.kl_sessions]]
+        return Starts(row_B, hash_keys(config.seed, CALIBRATION, row_B))
+
+    @cached_property
+    def listeners(self) -> ImaginedListeners:
+        """Those of the labeller."""
+        return ImaginedListeners(self.labeller, self.data, self.horizon)
+
+    @cached_property
+    def divergence(self) -> float:
+        """KL(DPO || Copycat) in nats a track on DPO's own histories, which may be less than its budget."""
+        found = imagine(
+            _dpo(self), self.listeners, self.data.rules(), self.data.flat.mode_S[self.starts.row_B],
+            *self.starts, self.horizon, NeuralPolicy(self.copycat, self.data, self.horizon),
+        )  # fmt: skip
+        assert found.kl_BT is not None
+        return float(found.kl_BT.nansum() / found.played_BT.sum())
+
     def scorer(self, utility: Utility) -> Scorer:
         """The labeller following a session."""
         return Scorer(self.labeller, utility, self.data, self.horizon)
@@ -104,17 +134,12 @@ def _popularity(parts: Parts) -> Policy:
     return FixedPolicy(plays_K.log())
 
 
-def guided(parts: Parts, tilt: Tilt, utility: Utility) -> GuidedPolicy:
-    """Copycat tilted until its divergence is DPO's budget, on sessions of validation users that the labeller
-    imagines: all policies are compared at the same divergence."""
-    config, data = parts.run.config, parts.data
-    clone = NeuralPolicy(parts.copycat, data, parts.horizon)
-    policy = GuidedPolicy(clone, parts.scorer(utility), data.rules(), tilt, 1.0)
-    rows = data.rows(VALIDATION)
-    row_B = rows[uniform(config.seed, CALIBRATION, rows).argsort()[: config.dpo.kl_sessions]]
-    listeners = ImaginedListeners(parts.labeller, data, parts.horizon)
-    key_B = hash_keys(config.seed, CALIBRATION, row_B)
-    calibrate(policy, config.dpo.kl_budget, listeners, row_B, key_B, parts.horizon)
+def guided(parts: Parts, tilt: Tilt, utility: Utility, divergence: float) -> GuidedPolicy:
+    """Copycat tilted until its divergence is `divergence` nats a track, on sessions of validation users that
+    the labeller imagines."""
+    clone = NeuralPolicy(parts.copycat, parts.data, parts.horizon)
+    policy = GuidedPolicy(clone, parts.scorer(utility), parts.data.rules(), tilt, 1.0)
+    calibrate(policy, divergence, parts.listeners, *parts.starts, parts.horizon)
     return policy
 
 
@@ -133,9 +158,9 @@ LINEUP: dict[str, Callable[[Parts], Policy | None]] = {
     "random": lambda p: FixedPolicy(torch.zeros(p.data.tracks)),
     "popularity": _popularity,
     "greedy": lambda p: GreedyPolicy(p.scorer(p.utility)),
-    "boltzmann": lambda p: guided(p, boltzmann, p.utility_at_once),
-    "soft_boltzmann": lambda p: guided(p, boltzmann, p.utility),
-    "best_of_n": lambda p: guided(p, best_of, p.utility),
+    "boltzmann": lambda p: guided(p, boltzmann, p.utility_at_once, p.divergence),
+    "soft_boltzmann": lambda p: guided(p, boltzmann, p.utility, p.divergence),
+    "best_of_n": lambda p: guided(p, best_of, p.utility, p.divergence),
     "dpo": _dpo,
     "production": _production,
 }

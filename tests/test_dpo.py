@@ -44,7 +44,7 @@ def test_the_temperature_is_that_of_the_tilt_which_spends_the_budget(
         data = open_data(run, users="labeller")
         parts = Parts(run, data, HORIZON)
         taus[setting] = label_temperature(parts)
-    strength = guided(parts, boltzmann, parts.utility).strength
+    strength = guided(parts, boltzmann, parts.utility, DpoConfig().kl_budget).strength
     assert taus["dpo.beta=1"] == pytest.approx(1 / strength)
     assert taus["dpo.beta=2"] == pytest.approx(1 / strength / 2)
     assert taus["dpo.kl_budget=0.2"] < 0.8 * taus["dpo.beta=1"]  # farther from Copycat, so cooler

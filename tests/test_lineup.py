@@ -8,8 +8,12 @@ from conftest import TINY, train
 from test_stages import Done
 
 from amrs.config import load
+from amrs.lineup import LINEUP, Parts
+from amrs.policies import NeuralPolicy
 from amrs.report import load as load_report
+from amrs.rollout import imagine
 from amrs.runs import Run, RunError, dpo_variants, plan
+from amrs.stages.prepare import open_data
 from amrs.studies import front
 
 
@@ -66,6 +70,19 @@ def test_a_front_without_weights_to_share_is_refused() -> None:
     none = ["utility.weights.valence=0", "utility.weights.arousal=0", "utility.weights.rating=1"]
     with pytest.raises(RunError, match="gives neither any"):
         front.parts(load(["stage=evaluate", "evaluate.study=front", *none]))
+
+
+@pytest.mark.parametrize("name", ["boltzmann", "best_of_n"])
+def test_guided_policies_go_as_far_from_copycat_as_dpo_does(evaluated: Done, name: str) -> None:
+    run = planned("stage=evaluate", *TINY, f"runs={evaluated[0]}")
+    parts = Parts(run, open_data(run, users="labeller"), 10)
+    found = imagine(
+        LINEUP[name](parts), parts.listeners, parts.data.rules(), parts.data.flat.mode_S[parts.starts.row_B],
+        *parts.starts, parts.horizon, NeuralPolicy(parts.copycat, parts.data, parts.horizon),
+    )  # fmt: skip
+    divergence = float(found.kl_BT.nansum() / found.played_BT.sum())
+    assert divergence == pytest.approx(parts.divergence, rel=0.15)
+    assert divergence != pytest.approx(run.config.dpo.kl_budget, rel=0.15), "the test tells the two apart"
 
 
 def test_one_report_holds_the_variants_and_the_front(evaluated: Done) -> None:

@@ -263,7 +263,7 @@ def label_temperature(parts: Parts) -> float:
     section = parts.run.config.dpo
     if section.tau is not None or section.loss not in TEMPERED:
         return section.tau or 1.0
-    return 1 / (section.beta * guided(parts, boltzmann, parts.utility).strength)
+    return 1 / (section.beta * guided(parts, boltzmann, parts.utility, section.kl_budget).strength)
 
 
 def run(run: Run, folder: Path) -> None:
