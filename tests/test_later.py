@@ -19,15 +19,51 @@ def test_earlier_sessions_are_the_listeners_own() -> None:
     assert earlier(np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0]), USER_S).tolist() == [0, 1, 3, 0, 0, 16]
 
 
-def test_the_slope_is_that_of_later_reports_and_first_sessions_do_not_count() -> None:
-    past = np.array([0.0, 1.0, 3.0, 0.0, 0.0, 16.0])
-    report = np.where(past > 0, 0.7 - 0.25 * past, np.array([9.0, 0, 0, -5.0, 3.0, 0]))
-    found = late_slope(report, past, USER_S, 100, 0)
-    assert found is not None and found.value == pytest.approx(-0.25) and found.n == 3
-    report[1] = np.nan
-    fewer = late_slope(report, past, USER_S, 100, 0)
-    assert fewer is not None and fewer.value == pytest.approx(-0.25) and fewer.n == 2
-    assert late_slope(np.full(6, np.nan), past, USER_S, 100, 0) is None
+def sessions(
+    users: int = 40, each: int = 5, slope: float = -0.25
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Reports of listeners with a level of their own and a common trend; what they were given hangs on both."""
+    random = np.random.default_rng(0)
+    user_S, number_S = np.repeat(np.arange(users), each), np.tile(np.arange(each), users)
+    level_S, given_S = random.normal(size=users)[user_S], random.normal(size=users * each)
+    past_S = earlier(given_S + 0.5 * level_S, user_S) + 0.3 * number_S
+    return 0.7 + level_S - 0.1 * number_S + slope * past_S, past_S, user_S
+
+
+def test_the_slope_is_that_of_later_reports_at_equal_first_reports_and_numbers_of_sessions() -> None:
+    report, past, user = sessions()
+    found = late_slope(report, past, user, 100, 0)
+    assert found is not None and found.value == pytest.approx(-0.25) and found.n == 160
+    assert found.low == pytest.approx(-0.25) and found.high == pytest.approx(-0.25)
+    report[7], report[10] = (
+        np.nan,
+        np.nan,
+    )  # a later session, and a first one: that listener has no first report
+    fewer = late_slope(report, past, user, 100, 0)
+    assert fewer is not None and fewer.n == 159
+
+
+def test_the_late_slope_is_the_coefficient_of_the_whole_regression() -> None:
+    report, past, user = sessions()
+    random = np.random.default_rng(1)
+    report = report + random.normal(size=len(report))
+    report[random.random(len(report)) < 0.3] = np.nan
+    first = np.searchsorted(user, user)
+    rows = [s for s in range(len(user)) if s != first[s] and np.isfinite(report[s])]
+    table = [[past[s], 1.0, s - first[s], np.nan_to_num(report[first[s]]), np.isfinite(report[first[s]])]
+             for s in rows]  # fmt: skip
+    expected = np.linalg.lstsq(np.array(table, float), report[rows], rcond=None)[0][0]
+    found = late_slope(report, past, user, 100, 0)
+    assert found is not None and found.value == pytest.approx(expected) and found.n == len(rows)
+
+
+def test_too_little_to_tell_is_no_slope() -> None:
+    report, past, user = sessions()
+    assert late_slope(np.full(len(report), np.nan), past, user, 100, 0) is None
+    assert late_slope(report[:5], past[:5], user[:5], 100, 0) is None, "four reports, four other predictors"
+    assert late_slope(report, 2.0 * (np.arange(len(user)) % 5), user, 100, 0) is None, (
+        "all of it is the number"
+    )
 
 
 @pytest.fixture(scope="module")

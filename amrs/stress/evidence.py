@@ -94,4 +94,5 @@ def _late_slope(trial: Trial) -> list[Row]:
     slope = later.late_slope(report_S[keep_S], past_S[keep_S], user_S[keep_S], draws, seed)
     if slope is None:
         return []
-    return [Row("stress", "world_model", "valence", "late_slope", "mean", "all", *slope, "points per point")]
+    unit = f"points per point, {100 * later.LEVEL:g} % interval"
+    return [Row("stress", "world_model", "valence", "late_slope", "mean", "all", *slope, unit)]
