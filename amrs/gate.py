@@ -148,7 +148,7 @@ def _paid_later(figures: Figures, config: GateConfig) -> list[Check]:
     row = figures.row("stress", "world_model", "valence", "late_slope")
     if row is None or row.high is None:
         return []
-    what = "upper end of the 80 % interval of the slope of valence before a session on what earlier sessions gave"
+    what = "upper end (80 %) of the slope of valence before a session on what earlier sessions gave"
     return [Check("late_slope", "valence", "late_slope", "all", what, row.high, config.late_slope, True,
                   False, row.n, row.unit)]  # fmt: skip
 

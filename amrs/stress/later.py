@@ -34,8 +34,8 @@ ASKED = 940
 _HISTORIES = 32
 """Session starts of each mode that a track's usual effect is a mean over."""
 LEVEL = 0.8
-"""Of the interval: its upper end is held against harm at one in ten, since a log of a few hundred listeners that
-must prove harm at one in forty proves it too seldom."""
+"""Of the interval: its upper end is held against harm at one in ten, since a log of a few hundred listeners
+that must prove harm at one in forty proves it too seldom."""
 _TOLD = 1e-9
 """Least share of the variance of what sessions gave that the other predictors do not tell."""
 
