@@ -19,15 +19,13 @@ def test_earlier_sessions_are_the_listeners_own() -> None:
     assert earlier(np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0]), USER_S).tolist() == [0, 1, 3, 0, 0, 16]
 
 
-def sessions(
-    users: int = 40, each: int = 5, slope: float = -0.25
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Reports of listeners with a level of their own and a common trend; what they were given hangs on both."""
+def sessions(users: int = 40, each: int = 5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Reports of listeners with a level of their own and a trend; what they were given hangs on both."""
     random = np.random.default_rng(0)
     user_S, number_S = np.repeat(np.arange(users), each), np.tile(np.arange(each), users)
     level_S, given_S = random.normal(size=users)[user_S], random.normal(size=users * each)
     past_S = earlier(given_S + 0.5 * level_S, user_S) + 0.3 * number_S
-    return 0.7 + level_S - 0.1 * number_S + slope * past_S, past_S, user_S
+    return 0.7 + level_S - 0.1 * number_S - 0.25 * past_S, past_S, user_S
 
 
 def test_the_slope_is_that_of_later_reports_at_equal_first_reports_and_numbers_of_sessions() -> None:
