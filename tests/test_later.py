@@ -33,10 +33,7 @@ def test_the_slope_is_that_of_later_reports_at_equal_first_reports_and_numbers_o
     found = late_slope(report, past, user, 100, 0)
     assert found is not None and found.value == pytest.approx(-0.25) and found.n == 160
     assert found.low == pytest.approx(-0.25) and found.high == pytest.approx(-0.25)
-    report[7], report[10] = (
-        np.nan,
-        np.nan,
-    )  # a later session, and a first one: that listener has no first report
+    report[[7, 10]] = np.nan  # a later session, and a first one
     fewer = late_slope(report, past, user, 100, 0)
     assert fewer is not None and fewer.n == 159
 
@@ -59,9 +56,7 @@ def test_too_little_to_tell_is_no_slope() -> None:
     report, past, user = sessions()
     assert late_slope(np.full(len(report), np.nan), past, user, 100, 0) is None
     assert late_slope(report[:5], past[:5], user[:5], 100, 0) is None, "four reports, four other predictors"
-    assert late_slope(report, 2.0 * (np.arange(len(user)) % 5), user, 100, 0) is None, (
-        "all of it is the number"
-    )
+    assert late_slope(report, 2.0 * (np.arange(len(user)) % 5), user, 100, 0) is None, "all is number"
 
 
 @pytest.fixture(scope="module")
