@@ -118,11 +118,11 @@ def test_log_loss_by_hand() -> None:
     assert found == pytest.approx([np.log(2), np.log(4)])
 
 
-def test_better_means_more_than_one_standard_error() -> None:
+def test_better_means_more_than_two_standard_errors() -> None:
     before, user = np.array([1.0, 1.0, 1.0]), np.arange(3)
-    # gains .3, .3, 0: sum .6 against sqrt(3) x .1732 = .3; gains .6, -.3, 0: .3 against .79
-    assert clearly_better(before, before - [0.3, 0.3, 0.0], user)
-    assert not clearly_better(before, before - [0.6, -0.3, 0.0], user)
+    # gains .3, .3, .1: sum .7 against 2 sqrt(3) x .1155 = .4; gains .3, .3, 0: .6 against 2 sqrt(3) x .1732 = .6
+    assert clearly_better(before, before - [0.3, 0.3, 0.1], user)
+    assert not clearly_better(before, before - [0.3, 0.3, -0.001], user)
     assert not clearly_better(before, before - 0.3, np.zeros(3))  # one user is no evidence
 
 

@@ -63,12 +63,12 @@ def pits(judged: Judged, grid_G: Floats, seed: int) -> Floats:
 
 
 def clearly_better(before_N: Floats, after_N: Floats, user_N: Ints) -> bool:
-    """Whether scores fell by more than one standard error, users resampled: with few users a lower score is
-    luck as often as not (the one-standard-error rule of Breiman et al. 1984)."""
+    """Whether scores fell by more than two standard errors, users resampled: with few users a lower score is
+    luck as often as not, and seven signals are tried."""
     gain_U = metrics.user_sums((before_N - after_N)[:, None], user_N)[:, 0]
     if len(gain_U) < 2:
         return False
-    return bool(gain_U.sum() > np.sqrt(len(gain_U)) * gain_U.std(ddof=1))
+    return bool(gain_U.sum() > 2 * np.sqrt(len(gain_U)) * gain_U.std(ddof=1))
 
 
 def fit_levels(validation: Judged, grid_G: Floats, seed: int) -> Floats | None:
