@@ -120,7 +120,7 @@ def test_log_loss_by_hand() -> None:
 
 def test_better_means_more_than_two_standard_errors() -> None:
     before, user = np.array([1.0, 1.0, 1.0]), np.arange(3)
-    # gains .3, .3, .1: sum .7 against 2 sqrt(3) x .1155 = .4; gains .3, .3, 0: .6 against 2 sqrt(3) x .1732 = .6
+    # gains .3, .3, .1: sum .7, 2 sqrt(3) x .1155 = .4; gains .3, .3, -.001: .599, 2 sqrt(3) x .174 = .602
     assert clearly_better(before, before - [0.3, 0.3, 0.1], user)
     assert not clearly_better(before, before - [0.3, 0.3, -0.001], user)
     assert not clearly_better(before, before - 0.3, np.zeros(3))  # one user is no evidence
