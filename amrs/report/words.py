@@ -33,7 +33,7 @@ LABELS = {
     "intra_list": "Inside a session", "gini": "Gini", "artist_entropy": "Artist entropy",
     "novelty": "Novelty (bits)", "repeat_rate": "Repeat rate", "between_listeners": "Between listeners",
     "harm": "Harm", "uplift_slope": "Uplift slope", "violations": "Hard properties violated",
-    "late_slope": "Later reports on earlier sessions",
+    "late_slope": "Later reports on earlier sessions", "later_gain": "Gain in sessions 11 to 20",
     "breaking_point": "Breaking point", "pass_rate": "Pass rate",
     "kl": "KL to Copycat (nats a track)", "all": "All", "left": "Leaving", "rated": "A rating is given",
     "reported": "A report is given", "pit_ks": "PIT, distance to uniform",

@@ -5,6 +5,8 @@ Shape suffixes: N reports, S sessions, M modes, K tracks, U users.
 """
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from amrs import metrics
 from amrs.fidelity.calibration import Judged, pits
@@ -12,8 +14,10 @@ from amrs.fidelity.fit import GRID_G, held_out_labels, predict, predict_usual
 from amrs.fidelity.targets import AFFECT, targets
 from amrs.fidelity.track_effects import uplift_slope
 from amrs.logs.splits import JUDGE, TRAIN
+from amrs.noise import uniform
 from amrs.outcomes import choose_sessions
 from amrs.policies import NeuralPolicy
+from amrs.propensities import ask, logged_plays
 from amrs.report import Row
 from amrs.stress import later
 from amrs.stress.confounding import logged_effects, weighted_slope
@@ -21,6 +25,8 @@ from amrs.stress.trial import Trial
 
 _INSIDE = 0.8
 """Coverage that its intervals should have."""
+_LISTENERS, _CHOICES = 2000, 16
+"""Listeners whose sessions are asked for the late slope, and draws of Copycat at each of their plays."""
 
 
 def evidence_rows(trial: Trial) -> list[Row]:
@@ -57,10 +63,8 @@ def _weighted_slopes(trial: Trial) -> list[Row]:
     row_S = every.row_B[data.flat.length_S[every.row_B] <= config.model.history // 2]
     if not len(row_S):
         return []
-    copycat = trial.policies["copycat"]
-    assert isinstance(copycat, NeuralPolicy)
     longest = int(data.flat.length_S[row_S].max())  # logged sessions may be longer than simulated ones
-    reader, rows = NeuralPolicy(copycat.model, data, longest), []
+    reader, rows = NeuralPolicy(_copycat(trial).model, data, longest), []
     for signal, logged in logged_effects(
         trial.judge, reader, data, row_S, trial.carry, config.seed
     ).items():  # fmt: skip
@@ -80,19 +84,38 @@ def _late_slope(trial: Trial) -> list[Row]:
     data, flat, seed = trial.data, trial.data.flat, trial.config.seed
     if "valence" not in data.log.metadata.signals:
         return []
-    report_S, user_S = flat.pre_report_S2[:, 0].double().numpy(), flat.user_S.numpy()
-    judge_S, labeller_S = (
-        later.earlier(
-            later.session_effects(data, later.usual_effects(model, data, data.rows(trial.part), seed)), user_S
+    row_S, longest = _told_of(trial), trial.config.model.history // 2
+    short_S = (flat.length_S[row_S] <= longest) & (flat.length_S[row_S] > 0)
+    if not short_S.any():
+        return []
+    logged = logged_plays(data, row_S[short_S])
+    asked = ask(NeuralPolicy(_copycat(trial).model, data, longest), data, logged, _CHOICES, seed)
+    by_judge_S, by_labeller_S = np.zeros((2, len(row_S)))
+    for model, e_S in ((trial.judge, by_judge_S), (trial.labeller, by_labeller_S)):
+        usual_MK = later.usual_effects(model, data, data.rows(trial.part), seed)
+        e_S[short_S.numpy()] = later.session_effects(
+            usual_MK, flat.mode_S[logged.row_S], logged.track_ST, asked.choice_STC
         )
-        for model in (trial.judge, trial.labeller)
-    )
-    training_S = (data.part_S == TRAIN).numpy()
-    past_S = np.where(training_S & (data.half_U[flat.user_S] == JUDGE).numpy(), labeller_S, judge_S)
-    keep_S = training_S | (data.part_S == trial.part).numpy()
-    draws = trial.config.evaluate.bootstrap
-    slope = later.late_slope(report_S[keep_S], past_S[keep_S], user_S[keep_S], draws, seed)
+    user_S = flat.user_S[row_S]
+    known_S = ((data.part_S[row_S] == TRAIN) & (data.half_U[user_S] == JUDGE)).numpy()
+    past_S = later.earlier(np.where(known_S, by_labeller_S, by_judge_S), user_S.numpy())
+    slope = later.late_slope(flat.pre_report_S2[row_S, 0].double().numpy(), past_S, user_S.numpy())
     if slope is None:
         return []
     unit = f"points per point, {100 * later.LEVEL:g} % interval"
     return [Row("stress", "world_model", "valence", "late_slope", "mean", "all", *slope, unit)]
+
+
+def _told_of(trial: Trial) -> Tensor:
+    """Sessions of training users and of those who are judged: of `_LISTENERS` at most."""
+    data = trial.data
+    here_S = (data.part_S == TRAIN) | (data.part_S == trial.part)
+    user_U = data.flat.user_S[here_S].unique()
+    drawn_U = user_U[uniform(trial.config.seed, later.ASKED, user_U).argsort()[:_LISTENERS]]
+    return (here_S & torch.isin(data.flat.user_S, drawn_U)).nonzero()[:, 0]
+
+
+def _copycat(trial: Trial) -> NeuralPolicy:
+    copycat = trial.policies["copycat"]
+    assert isinstance(copycat, NeuralPolicy)
+    return copycat

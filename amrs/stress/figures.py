@@ -13,9 +13,10 @@ from amrs.fidelity.targets import columns
 from amrs.listeners import ImaginedListeners
 from amrs.metrics import DIVERSITY
 from amrs.outcomes import Sessions, groups, lists_of
+from amrs.platform.world import PlatformEnvironment
 from amrs.report import Row
 from amrs.rollout import Environment, Rollouts
-from amrs.stress import adversary, counterfactual, perturbed, properties
+from amrs.stress import adversary, counterfactual, later, perturbed, properties
 from amrs.stress.dynamics import Forecasting
 from amrs.stress.evidence import evidence_rows
 from amrs.stress.harm import harm
@@ -24,7 +25,7 @@ from amrs.stress.trial import Trial
 
 PAIRED, ITSELF = 930, 931
 """Purposes of draws: paired luck, and other luck for Copycat against itself."""
-_SHOWN = 5
+_SHOWN, _FUTURES = 5, 4
 _VARIETY = {"effective_tracks": "tracks", "catalogue_coverage": "fraction", "entropy": "fraction"}
 
 
@@ -49,6 +50,7 @@ def stress_rows(trial: Trial) -> tuple[list[Row], list[dict[str, object]]]:
         true = trial.simulate(trial.platform, lucky)
         itself = simulate(trial.policies["copycat"], trial.platform, trial.data.rules(), other)
         rows += _harm(trial, "realised", true, itself)
+        rows += _to_come(trial, trial.platform)
     return rows + worst, cases
 
 
@@ -74,6 +76,20 @@ def _harm(trial: Trial, section: str, found: Mapping[str, Rollouts], itself: Rol
         Row(section, name, "valence", "harm", "mean", group,
             *harm(delta_B[keep_B], user_B[keep_B], draws, seed), "fraction")
         for name, delta_B in delta.items() for group, keep_B in groups(trial.sessions, trial.data)
+    ]  # fmt: skip
+
+
+def _to_come(trial: Trial, platform: PlatformEnvironment) -> list[Row]:
+    """What is left of each policy's true gain after many sessions of it."""
+    lucky = simulations(trial.sessions, _FUTURES, trial.config.seed, later.TO_COME)
+    valence = {name: later.valence_to_come(policy, platform, trial.data.rules(), lucky, trial.config.seed)
+               for name, policy in trial.policies.items()}  # fmt: skip
+    draws, seed = trial.config.evaluate.bootstrap, trial.config.seed
+    return [
+        Row("realised", name, "valence", "later_gain", "mean", "all",
+            *metrics.mean_interval(valence[name] - valence["copycat"], lucky.user_B.numpy(), draws, seed),
+            "scale points")
+        for name in trial.names
     ]  # fmt: skip
 
 

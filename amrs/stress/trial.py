@@ -14,6 +14,7 @@ from amrs.data import SessionDataModule
 from amrs.fidelity.targets import AFFECT
 from amrs.models.world_model import WorldModel
 from amrs.outcomes import Sessions, mean_outcome, session_utility
+from amrs.platform.world import PlatformEnvironment
 from amrs.report import Row
 from amrs.rollout import Environment, Policy, Rollouts
 from amrs.stress.simulation import simulate
@@ -36,7 +37,7 @@ class Trial:
     policies: Mapping[str, Policy]
     """By name; Copycat is among them."""
     sessions: Sessions
-    platform: Environment | None
+    platform: PlatformEnvironment | None
     """The truth, where there is one: only `realised` rows come of it."""
     part: int
     """Of the users' split, whose sessions these are."""

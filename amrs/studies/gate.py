@@ -33,14 +33,17 @@ TRAPS: dict[str, dict[str, Any]] = {
     "no_track_effect": {"variant": "no_track_effect"},
     "confounded": {"variant": "confounded", "effect": 0.0},
     "drift": {"effect": 2.0},
-    "late_harm": {"variant": "late_harm", "effect": 2.0},
+    "late_harm": {"variant": "late_harm", "effect": 2.0, "late_harm": 2.4},
 }
 """Worlds in which no policy may pass, by the platform's settings. confounded: tracks do nothing, and a hidden
 cause makes it look as if they did; drift: what tracks do after the logs has nothing to do with before;
-late_harm: the gain is paid for in later sessions.
+late_harm: the gain is paid for in later sessions, so that from the eleventh on listeners are worse off. At
+the platform's own strength (.8) few of these worlds are traps: over twenty sessions more is gained than lost.
 
 The platform's drift leaves the log as it was, and a verdict reads nothing else: every drift world has the
 verdict of the world with an effect that drifts, so the two share their runs."""
+PAID_LATER, HARMLESS = "late_harm", "late_harm_without_harm"
+"""The trap whose harm is measured, and where it counts when there is none: a policy that rightly passes."""
 UNSEEN, PLAIN = "drift", "effect=2"
 """The trap of which no log holds a trace, and the effect that drifts."""
 EFFECTS: dict[str, dict[str, Any]] = {
@@ -109,13 +112,21 @@ def rows(run: Run) -> list[Row]:
     """Share of the worlds of each kind whose DPO policy passes, with Clopper and Pearson's interval."""
     passed: dict[str, list[bool]] = {}
     for world in worlds(run.config):
-        verdict = load(run.parents[world.name].folder).one(section="gate", subject="dpo", metric="verdict")
+        report = load(run.parents[world.name].folder)
+        verdict = report.one(section="gate", subject="dpo", metric="verdict")
         if verdict is not None:
-            passed.setdefault(world.kind, []).append(verdict.value == 1)
+            passed.setdefault(_kind(world, report), []).append(verdict.value == 1)
     passed["all_traps"] = [each for kind in TRAPS for each in passed.get(kind, [])]
     passed["traps_in_the_log"] = [each for kind in TRAPS if kind != UNSEEN for each in passed.get(kind, [])]
     passed["all_effects"] = [each for kind in EFFECTS for each in passed.get(kind, [])]
     return [_rate(kind, each) for kind, each in passed.items() if each]
+
+
+def _kind(world: World, report: Report) -> str:
+    """The world's kind; harm that does not come is no trap."""
+    to_come = report.one(section="realised", subject="dpo", signal="valence", metric="later_gain")
+    harmless = world.kind == PAID_LATER and to_come is not None and to_come.value >= 0
+    return HARMLESS if harmless else world.kind
 
 
 def _rate(kind: str, passed: Sequence[bool]) -> Row:
@@ -130,7 +141,7 @@ def notes(run: Run) -> list[str]:
     for world in worlds(run.config):
         report = load(run.parents[world.name].folder)
         verdict = report.one(section="gate", subject="dpo", metric="verdict")
-        if verdict is None or world.kind not in TRAPS:
+        if verdict is None or _kind(world, report) not in TRAPS:
             continue
         if verdict.value == 1:
             found.append(f"The trap {world.name} passed: {_promise(report, world.kind)}.")
@@ -143,11 +154,14 @@ def notes(run: Run) -> list[str]:
 
 
 def _promise(report: Report, kind: str) -> str:
-    gains = {
-        section: report.one(section=section, subject="dpo", signal="valence", metric="gain")
-        for section in ("stress", "realised")
-    }
-    said = {name: "unknown" if row is None else f"{row.value:+.4f}" for name, row in gains.items()}
+    def said(section: str, metric: str) -> str:
+        row = report.one(section=section, subject="dpo", signal="valence", metric=metric)
+        return "unknown" if row is None else f"{row.value:+.4f}"
+
+    promised = f"the judge promised {said('stress', 'gain')} in valence"
     if kind == UNSEEN:
-        return f"the judge promised {said['stress']} in valence; what drifts afterwards is not in any log"
-    return f"the judge promised {said['stress']} in valence, {said['realised']} came true in that session"
+        return f"{promised}; what drifts afterwards is not in any log"
+    return (
+        f"{promised}, {said('realised', 'gain')} came true in that session and "
+        f"{said('realised', 'later_gain')} in the eleventh to twentieth"
+    )
