@@ -18,7 +18,6 @@ from amrs.logs.splits import TEST, VALIDATION
 from amrs.outcomes import (
     Sessions,
     choose_sessions,
-    default_utility,
     diversity_rows,
     gain_rows,
     roll_out,
@@ -31,6 +30,7 @@ from amrs.rollout import Environment, Policy, Rollouts
 from amrs.runs import Run, RunError, plan, read_json
 from amrs.stages import world_model
 from amrs.stages.prepare import open_data
+from amrs.utility import Utility, yardstick
 
 PARTS = {"test": TEST, "validation": VALIDATION}
 
@@ -93,8 +93,8 @@ def policy_rows(
     rows: list[Row] = []
     examples: list[dict[str, Any]] = []
     for name, found in worlds.items():
-        rows += gain_rows(name, found, sessions, data, seed, draws)
-        rows += utility_rows(name, found, sessions, data, spread, seed, draws)
+        rows += gain_rows(name, found, sessions, data, run.config.utility, seed, draws)
+        rows += utility_rows(name, found, sessions, data, run.config.utility, spread, seed, draws)
         if name == best:
             first = torch.arange(len(sessions.row_B)) * run.config.evaluate.simulations
             once = {policy: rollouts.at(first) for policy, rollouts in found.items()}
@@ -106,7 +106,7 @@ def policy_rows(
 def _worlds(run: Run, data: SessionDataModule, horizon: int) -> dict[str, Environment]:
     """Listeners by the section of the report that they fill."""
     worlds: dict[str, Environment] = {}
-    targets = default_utility(data.log.metadata.modes).targets
+    targets = Utility(yardstick(run.config.utility), data.log.metadata.modes).targets
     for section, role in (("predicted", "judge"), ("predicted_labeller", "labeller")):
         model = world_model.load(run.parents[role].folder, data)
         worlds[section] = ImaginedListeners(model, data, horizon, targets)

@@ -25,7 +25,7 @@ from amrs.noise import hash_keys, uniform
 from amrs.report import Row
 from amrs.rollout import Environment, Policy, Rollouts, imagine
 from amrs.rules import Rules, histories_at_once
-from amrs.utility import Utility
+from amrs.utility import Utility, aims, yardstick
 
 _DIVERSITY_DRAWS = 50
 """Bootstrap draws for diversity, which is recomputed in each."""
@@ -145,7 +145,7 @@ def mean_outcome(rollouts: Rollouts, signal: str, sessions: int) -> np.ndarray:
 
 def gain_rows(
     section: str, found: Mapping[str, Rollouts], sessions: Sessions, data: SessionDataModule,
-    seed: int, draws: int,
+    config: UtilityConfig, seed: int, draws: int,
 ) -> list[Row]:  # fmt: skip
     """Means of every policy and gains over Copycat, in all and by cohort and mode."""
     meta = data.log.metadata
@@ -164,34 +164,30 @@ def gain_rows(
                         value_B[keep_B], base_B[keep_B], mode_B[keep_B], user_B[keep_B], section=section,
                         subject=subject, signal=signal, modes=meta.modes, share=share,
                         within_sd=within.get(signal), group=group, draws=draws, seed=seed,
+                        aims=aims(config),
                     )  # fmt: skip
                 if "production" in found and subject != "production":
                     logged_B = mean_outcome(found["production"], signal, len(mode_B))
                     over = metrics.gain_rows(
                         value_B[keep_B], logged_B[keep_B], mode_B[keep_B], user_B[keep_B], section=section,
                         subject=subject, signal=signal, modes=meta.modes, share=share, group=group,
-                        draws=draws, seed=seed,
+                        draws=draws, seed=seed, aims=aims(config),
                     )  # fmt: skip
                     rows += [replace(r, metric="gain_over_production") for r in over if r.metric == "gain"]
     return rows
 
 
-def default_utility(modes: tuple[str, ...], spread: Mapping[str, float] | None = None) -> Utility:
-    """The utility that every policy's gain is given in, whatever it was trained for."""
-    return Utility(UtilityConfig(), modes, spread)
-
-
 def utility_rows(
     section: str, found: Mapping[str, Rollouts], sessions: Sessions, data: SessionDataModule,
-    spread: Mapping[str, float], seed: int, draws: int,
+    config: UtilityConfig, spread: Mapping[str, float], seed: int, draws: int,
 ) -> list[Row]:  # fmt: skip
-    """Gains over Copycat in the *default* utility, whatever utility the policies were trained for.
+    """Gains over Copycat in the *default* utility (`utility.yardstick`), whatever policies were trained for.
 
     So runs with different weights can be compared. `spread` is that of predicted effects under Copycat
     (`carry.measure_effects`), which depends on no weight; the unit is one such spread.
     """
     meta = data.log.metadata
-    utility = default_utility(meta.modes, spread)
+    utility = Utility(yardstick(config), meta.modes, spread)
     share = metrics.logged_share(data.flat.mode_S.numpy(), meta.modes)
     mode_B, user_B = sessions.mode_B.numpy(), sessions.user_B.numpy()
     value = {name: session_utility(rollouts, utility, sessions.mode_B) for name, rollouts in found.items()}

@@ -83,6 +83,46 @@ class RatioOfSums(Metric):
         return {name: value.float() for name, value, k in zip(self.names, ratio, known, strict=True) if k}
 
 
+class Luck(Callback):
+    """Dropout's random numbers go on where they were: without it a resumed run draws those of a new one.
+
+    The state of every process, on CPU or GPU, is in the checkpoint; with another number of processes, or on
+    another kind of device, draws begin anew.
+    """
+
+    def __init__(self) -> None:
+        self.before: Tensor | None = None
+
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """States as (processes, bytes)."""
+        state = _random_state(pl_module).to(pl_module.device)
+        gathered = trainer.strategy.all_gather(state)
+        checkpoint["luck"] = gathered.reshape(-1, len(state)).cpu()
+
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Kept until training begins: setting up draws, too."""
+        self.before = checkpoint.get("luck")
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Before the first step after a resume."""
+        before, self.before = self.before, None
+        like = _random_state(pl_module)
+        if before is not None and before.shape == (trainer.world_size, len(like)):
+            setter = torch.cuda.set_rng_state if pl_module.device.type == "cuda" else torch.set_rng_state
+            setter(before[trainer.global_rank])
+
+
+def _random_state(module: lightning.LightningModule) -> Tensor:
+    """Of the generator that dropout draws from, as bytes."""
+    return torch.cuda.get_rng_state() if module.device.type == "cuda" else torch.get_rng_state()
+
+
 def fit(
     run: Run, folder: Path, module: lightning.LightningModule, data: SessionDataModule, section: Any,
     validate_every: int, early_stop: bool = True, callbacks: tuple[Callback, ...] = (),
@@ -111,7 +151,7 @@ def fit(
     if early_stop:
         patience = -(-section.patience * validate_every // steps)
         watch.append(EarlyStopping("val/loss", patience=patience, check_on_train_epoch_end=False))
-    watch += _checkpoints(folder, best=early_stop)
+    watch += [Luck(), *_checkpoints(folder, best=early_stop)]
     last = folder / "checkpoints" / LAST
     if config.cluster.name == "slurm":
         watch.append(Requeue(last, steps))

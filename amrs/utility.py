@@ -35,6 +35,19 @@ LEAST_SPREAD = 1e-4
 """Spread below which a predicted effect is rounding error: it is not blown up to matter."""
 
 
+def yardstick(config: UtilityConfig) -> UtilityConfig:
+    """The utility that every policy's gain is given in, whatever it was trained for: the default one, so that
+    runs can be compared, with the directions that were set for modes which the default does not know."""
+    return UtilityConfig(modes={**config.modes, **UtilityConfig().modes})
+
+
+def aims(config: UtilityConfig) -> dict[str, float]:
+    """1 or -1 for each mode whose arousal is judged by a direction."""
+    signs = {"up": 1.0, "down": -1.0}
+    found = {mode: signs.get(asked.get("arousal", "")) for mode, asked in yardstick(config).modes.items()}
+    return {mode: sign for mode, sign in found.items() if sign is not None}
+
+
 class Utility:
     """Callable utility of one model's predictions.
 

@@ -11,6 +11,7 @@ from amrs.config.groups import UtilityConfig
 from amrs.data import SessionDataModule
 from amrs.listeners import ImaginedListeners
 from amrs.logs.splits import TEST, TRAIN, VALIDATION
+from amrs.metrics.gains import gain_sums
 from amrs.outcomes import (
     _occurrence,
     choose_sessions,
@@ -24,7 +25,7 @@ from amrs.outcomes import (
 )
 from amrs.policies import FixedPolicy, NeuralPolicy
 from amrs.rollout import Rollouts
-from amrs.utility import Utility
+from amrs.utility import Utility, aims, yardstick
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_policies_start_from_the_same_sessions_and_batches_do_not_matter(data: S
         torch.testing.assert_close(found[name].expected["arousal"], small[name].expected["arousal"],
                                    equal_nan=True, atol=2e-5, rtol=1e-4)  # fmt: skip
     assert torch.equal(found["twin"].track_BT, found["copycat"].track_BT)
-    rows = gain_rows("predicted", found, sessions, data, 0, 100)
+    rows = gain_rows("predicted", found, sessions, data, UtilityConfig(), 0, 100)
     gains = {(r.subject, r.signal): r.value for r in rows if r.metric == "gain" and r.group == "all"}
     assert all(value == 0 for (subject, _), value in gains.items() if subject == "twin")
     assert gains["random", "valence"] != 0 and not any(subject == "copycat" for subject, _ in gains)
@@ -122,7 +123,7 @@ def test_gains_by_hand(data: SessionDataModule) -> None:
     for name in ("copycat", "dpo", "production"):
         values = {s: torch.rand(count, 2, generator=generator).tolist() for s in data.log.metadata.signals}
         found[name] = rollouts(values, played)
-    made = gain_rows("realised", found, sessions, data, 0, 100)
+    made = gain_rows("realised", found, sessions, data, UtilityConfig(), 0, 100)
     rows = {(r.signal, r.group): r.value for r in made if r.metric == "gain" and r.subject == "dpo"}
     over = {r.subject: r.value for r in made
             if (r.signal, r.group, r.metric) == ("valence", "mode:calm", "gain_over_production")}  # fmt: skip
@@ -161,7 +162,7 @@ def test_several_simulations_of_a_session_are_one_session(data: SessionDataModul
     for name, rollouts in thrice.items():
         assert torch.equal(rollouts.at(3 * torch.arange(size)).track_BT, once[name].track_BT)
     means = {name: outcome(rollouts, "valence").reshape(size, 3).mean(1) for name, rollouts in thrice.items()}
-    rows = gain_rows("predicted", thrice, sessions, data, 0, 100)
+    rows = gain_rows("predicted", thrice, sessions, data, UtilityConfig(), 0, 100)
     (mean,) = [
         r for r in rows if (r.subject, r.signal, r.metric, r.group) == ("random", "valence", "mean", "all")
     ]
@@ -196,7 +197,21 @@ def test_gain_in_default_utility_is_its_mean_difference_to_copycat(data: Session
     sessions = choose_sessions(data, 40, 1, 0)
     size = len(sessions.row_B)
     found = {"copycat": ended([0.5] * size, [0.5] * size), "dpo": ended([0.52] * size, [0.5] * size)}
-    rows = utility_rows("predicted", found, sessions, data, {"valence": 0.04, "arousal": 1.0}, 0, 100)
+    spread = {"valence": 0.04, "arousal": 1.0}
+    rows = utility_rows("predicted", found, sessions, data, UtilityConfig(), spread, 0, 100)
     (row,) = [row for row in rows if row.group == "all"]
     assert (row.subject, row.signal, row.metric, row.unit) == ("dpo", "utility", "gain", "spreads of effects")
     assert row.value == pytest.approx(0.5 * 0.02 / 0.04, abs=1e-5)
+
+
+def test_a_direction_set_for_a_mode_of_ones_own_is_judged_and_the_default_ones_stay() -> None:
+    config = UtilityConfig(
+        modes={"commute": {"arousal": "down"}, "energize": {"arousal": "down"}, "dinner": {"arousal": "0.3"}}
+    )
+    assert aims(config) == {"commute": -1.0, "energize": 1.0, "calm": -1.0, "sleep": -1.0}
+    assert yardstick(config).modes["focus"] == {"arousal": "0.5"}
+    sums, weight, n = gain_sums(
+        [0.4, 0.9], [0.6, 0.9], [0, 1], [0, 1], "arousal", ["commute", "dinner"],
+        {"commute": 0.5, "dinner": 0.5}, aims(config),
+    )  # fmt: skip
+    assert n == 1 and weight.tolist() == [0.5] and sums[0] == pytest.approx([0.2, 0.6, 1])

@@ -1,9 +1,9 @@
 """What a policy gains over Copycat. Shape suffixes: S sessions, M modes, U users.
 
 The gain of signal x is the mean over sessions of s(mode) * (x_policy - x_copycat). For valence, engagement
-and rating s = 1. For arousal s = +1 in energize, -1 in calm and in sleep; focus has a target and no
-direction, so it and sessions of unknown mode are left out. Modes weigh as they do in the logs, whatever was
-rolled out.
+and rating s = 1. For arousal s = +1 in energize, -1 in calm and in sleep, and in modes of a service's own
+what the utility says of them (`utility.aims`); focus has a target and no direction, so it and sessions of
+unknown mode are left out. Modes weigh as they do in the logs, whatever was rolled out.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from amrs.metrics.intervals import Estimate, user_bootstrap, user_sums
 from amrs.report.rows import Row
 
 AROUSAL_SIGN: dict[str, float] = {"energize": 1.0, "calm": -1.0, "sleep": -1.0}
-"""Direction of arousal that each mode aims at."""
+"""Direction of arousal that each mode aims at by default."""
 
 
 def logged_share(mode_S: npt.ArrayLike, modes: Sequence[str]) -> dict[str | None, float]:
@@ -43,6 +43,7 @@ def gain_rows(
     group: str = "all",
     draws: int = 1000,
     seed: int = 0,
+    aims: Mapping[str, float] = AROUSAL_SIGN,
 ) -> list[Row]:
     """Rows `gain`, `gain_sd` and `relative_gain` of one policy for one signal; none where no session counts.
 
@@ -53,7 +54,7 @@ def gain_rows(
     over the same sessions with the same weights; it depends on where the scale has its zero, so it comes
     last. Intervals are by user.
     """
-    sums_UC, weight_M, n = gain_sums(policy_S, copycat_S, mode_S, user_S, signal, modes, share)
+    sums_UC, weight_M, n = gain_sums(policy_S, copycat_S, mode_S, user_S, signal, modes, share, aims)
     if n == 0:
         return []
     gain = user_bootstrap(sums_UC, weighted_gain(weight_M), n, draws, seed)
@@ -78,12 +79,13 @@ def gain_sums(
     signal: str,
     modes: Sequence[str],
     share: Mapping[str | None, float],
+    aims: Mapping[str, float] = AROUSAL_SIGN,
 ) -> tuple[Floats, Floats, int]:
     """Users' sums per mode that counts, (U, 3M) as (gain, copycat, count); the modes' weights; sessions."""
     policy_S, copycat_S = observed(policy_S, copycat_S)
     mode_S = np.asarray(mode_S, dtype=np.int64)
     names: list[str | None] = [*modes, None]  # -1, unknown, is the last
-    sign_M = np.array([AROUSAL_SIGN.get(name or "", 0.0) if signal == "arousal" else 1.0 for name in names])
+    sign_M = np.array([aims.get(name or "", 0.0) if signal == "arousal" else 1.0 for name in names])
     counts_M = [
         index for index in range(len(names)) if sign_M[index] and (mode_S % len(names) == index).any()
     ]

@@ -69,8 +69,8 @@ TRUST = (
 POLICIES = (
     "Copycat imitates the service that made the logs; every gain is a difference to it for the same "
     "sessions of held-out users. Scales run from 0 to 1. Valence, engagement and rating count upwards; "
-    "arousal counts upwards in energize and downwards in calm and sleep, and modes without a direction are "
-    "left out. Modes weigh as in the logs."
+    "arousal counts upwards in energize, downwards in calm and sleep, and in modes of the service's own as "
+    "the utility says; modes without a direction are left out. Modes weigh as in the logs."
 )
 GAIN = (
     "Three ways of knowing a gain. Realised: the expected signals under the platform's true dynamics "

@@ -18,7 +18,7 @@ from amrs.platform.world import PlatformEnvironment
 from amrs.report import Row
 from amrs.rollout import Environment, Policy, Rollouts
 from amrs.stress.simulation import simulate
-from amrs.utility import Utility
+from amrs.utility import Utility, aims
 
 Means = Mapping[str, np.ndarray]
 """Mean outcome of each session over its simulations, (B,), by signal."""
@@ -102,7 +102,7 @@ class Trial:
             value[signal][known_B], base[signal][known_B], sessions.mode_B.numpy()[known_B],
             sessions.user_B.numpy()[known_B], section="stress", subject=subject, signal=signal,
             modes=meta.modes, share=metrics.logged_share(self.data.flat.mode_S.numpy(), meta.modes),
-            group=group, draws=draws, seed=self.config.seed,
+            group=group, draws=draws, seed=self.config.seed, aims=aims(self.config.utility),
         )  # fmt: skip
         unit = "spreads of effects" if signal == "utility" else "scale points"
         return [replace(row, unit=unit) for row in rows if row.metric == "gain"]

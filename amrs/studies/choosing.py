@@ -25,7 +25,7 @@ from amrs.losses import kl_divergence
 from amrs.metrics.fidelity import Floats
 from amrs.models.world_model import WorldModel
 from amrs.noise import uniform
-from amrs.outcomes import Sessions, choose_sessions, default_utility, outcome, roll_out, session_utility
+from amrs.outcomes import Sessions, choose_sessions, outcome, roll_out, session_utility
 from amrs.platform import load_truth
 from amrs.policies import NeuralPolicy, Scorer
 from amrs.report import Row
@@ -34,7 +34,7 @@ from amrs.rules import log_softmax_allowed
 from amrs.runs import Run, RunError, read_json
 from amrs.stages import bc, world_model
 from amrs.stages.prepare import open_data
-from amrs.utility import Utility
+from amrs.utility import Utility, yardstick
 
 DIRECTIONS: dict[str, dict[str, float]] = {
     "wellbeing": {"valence": 0.5, "arousal": 0.5}, "valence": {"valence": 1.0}, "arousal": {"arousal": 1.0},
@@ -80,7 +80,7 @@ def rows(run: Run) -> list[Row]:
     sessions = choose_sessions(data, section.sessions, section.horizon, config.seed)
     models = {role: world_model.load(run.parents[role].folder, data) for role in ("labeller", "judge")}
     policies = tilted_policies(run, data, models["labeller"], sessions)
-    utility = default_utility(data.log.metadata.modes, _spread(run))
+    utility = Utility(yardstick(config.utility), data.log.metadata.modes, _spread(run))
     worlds: dict[str, Environment] = {
         "predicted": ImaginedListeners(models["judge"], data, sessions.horizon, utility.targets),
         "predicted_labeller": ImaginedListeners(models["labeller"], data, sessions.horizon, utility.targets),

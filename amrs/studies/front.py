@@ -59,7 +59,7 @@ def rows(run: Run) -> list[Row]:
     found = []
     for name, world in worlds.items():
         rollouts = roll_out(policies, world, data.rules(), sessions)
-        found += gain_rows(name, rollouts, sessions, data, config.seed, section.bootstrap)
+        found += gain_rows(name, rollouts, sessions, data, config.utility, config.seed, section.bootstrap)
     found += diversity_rows(rollouts, sessions, data, config.seed, section.bootstrap)
     return [_renamed(row) for row in found if row.group == "all" and _is_of_the_front(row)]
 

@@ -11,7 +11,7 @@ that the policy was made from (`track_effects.instrumented_slope_of`).
 Shape suffixes: B sessions, N reports, U users, C columns of sums, M modes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -35,6 +35,7 @@ from amrs.rollout import Environment, Rollouts
 from amrs.runs import Run
 from amrs.stages import bc, world_model
 from amrs.stages.prepare import open_data
+from amrs.utility import aims
 
 LEVEL = 0.9
 
@@ -63,8 +64,8 @@ def rows(run: Run) -> list[Row]:
     if truth.exists():
         worlds["realised"] = load_truth(truth).environment()
     found = {name: roll_out(policies, world, data.rules(), sessions) for name, world in worlds.items()}
-    rows = gain_rows("predicted_same_log", found["predicted_same_log"], sessions, data, config.seed,
-                     section.bootstrap)  # fmt: skip
+    rows = gain_rows("predicted_same_log", found["predicted_same_log"], sessions, data,
+                     config.utility, config.seed, section.bootstrap)  # fmt: skip
     for signal in AFFECT:
         if signal in data.log.metadata.signals:
             rows += _signal_rows(found, models, sessions, data, signal, run)
@@ -82,7 +83,7 @@ def _signal_rows(
     draws, seed = run.config.evaluate.bootstrap, run.config.seed
     sums, weight_M, n = {}, np.zeros(0), 0
     for name, rollouts in found.items():
-        sums[name], weight_M, n = _gain_sums(rollouts, sessions, data, signal)
+        sums[name], weight_M, n = _gain_sums(rollouts, sessions, data, signal, aims(run.config.utility))
     if n == 0:
         return []
     value = weighted_gain(weight_M)
@@ -132,14 +133,18 @@ def _over(value: Callable[[Floats], Floats]) -> Callable[[Floats], Floats]:
 
 
 def _gain_sums(
-    rollouts: dict[str, Rollouts], sessions: Sessions, data: SessionDataModule, signal: str
+    rollouts: dict[str, Rollouts],
+    sessions: Sessions,
+    data: SessionDataModule,
+    signal: str,
+    aims: Mapping[str, float],
 ) -> tuple[Floats, Floats, int]:
     """Sums by user, in the order of all their numbers, as `metrics.gain_rows` weighs them."""
     meta = data.log.metadata
     share = metrics.logged_share(data.flat.mode_S.numpy(), meta.modes)
     dpo_B, copycat_B = (outcome(rollouts[name], signal) for name in ("dpo", "copycat"))
     return gain_sums(
-        dpo_B, copycat_B, sessions.mode_B.numpy(), sessions.user_B.numpy(), signal, meta.modes, share
+        dpo_B, copycat_B, sessions.mode_B.numpy(), sessions.user_B.numpy(), signal, meta.modes, share, aims
     )
 
 
