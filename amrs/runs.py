@@ -151,7 +151,10 @@ def _plan(config: Config, role: str, made: dict[tuple[str, str], Run]) -> Run:
     stage = "world_model" if role in ("labeller", "judge") else role
     pin = getattr(config.parents, role, None)
     if pin is not None and role != _role(config):
-        return made.setdefault((role, pin), _pinned(stage, role, config, Path(pin)))
+        run = _pinned(stage, role, config, Path(pin))
+        if stage != "prepare":
+            _check_log(run, _plan(config, "prepare", made))
+        return made.setdefault((role, pin), run)
     if stage == "world_model":
         users: Any = "all" if role == "world_model" else role
         config = replace(config, world_model=replace(config.world_model, users=users))
@@ -283,6 +286,24 @@ def _pinned(stage: str, role: str, config: Config, folder: Path, key: str = "par
     return Run(stage, role, config, {}, provenance["fingerprint"], folder, pinned=True)
 
 
+def _check_log(pinned: Run, prepare: Run) -> None:
+    """Refuses a run on another log than this command's, or than the one that it adds sessions to."""
+    there = json.loads((pinned.folder / "provenance.json").read_text())["fingerprints"]["prepare"]
+    base = prepare.config.data.base
+    known = [prepare.fingerprint, *([_base(prepare.config, base)] if base is not None else [])]
+    if there not in known:
+        raise RunError(
+            f"parents.{pinned.role}={pinned.folder}: trained on the log {there}, but this command's is "
+            f"{prepare.fingerprint}: its training users may be test users here. Leave out the pin, or take "
+            f"its log, too: parents.prepare={Path(pinned.config.runs) / 'prepare' / there}"
+        )
+
+
+def _base(config: Config, folder: str) -> str:
+    """Fingerprint of the log that sessions are added to."""
+    return _pinned("prepare", "prepare", config, Path(folder), "data.base: ").fingerprint
+
+
 def _fingerprint(stage: str, config: Config, parents: dict[str, Run]) -> str:
     reads = result_settings(stage, config)
     key = {"format": RUN_FORMAT, "stage": stage, "settings": reads,
@@ -304,9 +325,7 @@ def result_settings(stage: str, config: Config) -> dict[str, Any]:
         if data["base"] is None:
             data.pop("base")
         else:
-            data["base"] = _pinned(
-                "prepare", "prepare", config, Path(data["base"]), "data.base: "
-            ).fingerprint
+            data["base"] = _base(config, data["base"])
         if data["embeddings"] is None:
             data.pop("embeddings")  # as before the setting was there
         else:

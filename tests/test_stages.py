@@ -226,3 +226,14 @@ def test_a_pin_from_another_split_is_refused(evaluated: Done) -> None:
     pin = [f"parents.bc={clone}", "data.split.seed=99", "--dry-run"]
     done = train("stage=dpo", *small, f"runs={runs}", *pin, check=False)
     assert done.returncode == 1 and "user split" in done.stderr
+
+
+def test_a_pin_from_another_log_is_refused_unless_its_log_is_taken_too(evaluated: Done) -> None:
+    runs = evaluated[0]
+    (clone, *_), (prepared, *_) = folders(runs, "bc"), folders(runs, "prepare")
+    pin = [*[a for a in TINY if "evaluate" not in a], f"runs={runs}", f"parents.bc={clone}",
+           "data.platform.seed=9", "--dry-run"]  # fmt: skip
+    done = train("stage=dpo", *pin, check=False)
+    assert done.returncode == 1 and f"trained on the log {prepared.name}" in done.stderr
+    assert f"parents.prepare={prepared}" in done.stderr
+    assert train("stage=dpo", *pin, f"parents.prepare={prepared}").stdout.count("pinned") == 2
