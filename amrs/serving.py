@@ -4,12 +4,27 @@ recommender = amrs.load("runs/export/FINGERPRINT")
 recommender.recommend(history, mode="calm", k=10)
 
 `history` is a list of a listener's sessions, oldest first; the last is the one under way and may hold no
-track yet. A session is a dict with the session log's names (amrs/logs/schema.py), every one of them optional.
+track yet. A session is a dict with the session log's names (amrs/logs/schema.py), every one of them optional
+and None where unknown:
+
+started_at, ended_at                        datetime or ISO text; UTC where it has no zone
+utc_offset_min                              whole minutes in [-840, 840]
+mode, cohort                                text, a name that the policy knows
+context                                     list of numbers, as many and in the order as in the log
+(pre|post)_(valence|arousal)                number in [0, 1]
+ended                                       "left" or "completed"
+track_id                                    list of ids in the order played
+engagement, track_valence, track_arousal    list of numbers in [0, 1], one a track
+rating                                      list of 0 or 1, one a track
+propensity                                  list of probabilities in (0, 1], one a track
+session_id, user_id, arm                    not read
+
+Numpy arrays and tensors pass for lists. Values outside the log's ranges are refused, as `prepare` does.
 Shape suffixes: L tokens, S sessions, N plays, K tracks, E embedding.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +48,43 @@ REPORTS = ("pre_valence", "pre_arousal", "post_valence", "post_arousal")
 SESSION = ("session_id", "user_id", "started_at", "ended_at", "utc_offset_min", "mode", "cohort", "context",
            *REPORTS, "ended", "track_id", *FEEDBACK, "propensity", "arm")  # fmt: skip
 Session = Mapping[str, Any]
+
+
+class Rule(NamedTuple):
+    """What a value of a session may be, in words and as a test."""
+
+    allowed: str
+    fits: Callable[[Any], bool]
+
+
+def _within(low: float, high: float) -> Callable[[Any], bool]:
+    return lambda value: value is None or (isinstance(value, int | float) and low <= value <= high)
+
+
+EARLIEST, LATEST = (datetime(year, 1, 1, tzinfo=UTC).timestamp() * 1000 for year in (1971, 2100))
+LARGEST = torch.finfo(torch.float32).max
+TIME = Rule(
+    "a datetime or ISO text as 2026-05-01T18:30:00+02:00, 1971 up to 2100, or None",
+    lambda at: at is None or EARLIEST <= _milliseconds(at) < LATEST,
+)
+UNIT = Rule("a number in [0, 1], or None", _within(0, 1))
+RULES: dict[str, Rule] = {
+    "started_at": TIME,
+    "ended_at": TIME,
+    "utc_offset_min": Rule(
+        "whole minutes in [-840, 840], or None", lambda m: m is None or m in range(-840, 841)
+    ),
+    "context": Rule("a finite number, or None", _within(-LARGEST, LARGEST)),
+    **dict.fromkeys(REPORTS, UNIT),
+    "ended": Rule("left, completed or None", ("left", "completed", None).__contains__),
+    "track_id": Rule("an id of the catalogue, as text", lambda name: isinstance(name, str)),
+    **dict.fromkeys(FEEDBACK, UNIT),
+    "rating": Rule("0, 1 or None", (0, 1, None).__contains__),
+    "propensity": Rule("a probability in (0, 1], or None", lambda p: p != 0 and UNIT.fits(p)),
+}
+"""Those of amrs/logs/validation.py, which needs more than serving may import; a test holds them equal."""
+PLAYS = (*FEEDBACK, "propensity")
+"""Lists with an item for each track."""
 
 
 class Recommendation(NamedTuple):
@@ -85,9 +137,19 @@ class Recommender:
         They are drawn, not the most probable ones: what was judged draws, and always playing the most
         probable would give everybody the same few tracks. `seed` makes the draw repeatable.
 
+        Args:
+            history: the listener's sessions, oldest first, with fields and types as this file's head says.
+            mode: mode of the session under way.
+            k: 1 or more.
+            seed: any whole number.
+
         Raises:
-            ValueError: for a mode, a track or a column that the policy does not know.
+            ValueError: for a mode, a track or a field that the policy does not know, a value that the log
+                does not allow, or `k` below 1.
         """
+        k = _plain(k)
+        if type(k) is not int or k < 1:
+            raise ValueError(f"k={k!r}; allowed: a whole number of tracks, 1 or more")
         log_p_K = self.log_probs(history, mode)
         generator = torch.Generator()
         generator.manual_seed(seed) if seed is not None else generator.seed()
@@ -97,11 +159,17 @@ class Recommender:
 
     @torch.inference_mode()
     def log_probs(self, history: Sequence[Session], mode: str | None) -> Tensor:
-        """Log-probability of each track as the next one, (K,) in nats, -inf where it is not allowed."""
+        """Log-probability of each track as the next one, (K,) in nats, -inf where it is not allowed.
+
+        Raises:
+            ValueError: as `recommend`.
+        """
         if mode is not None and mode not in self.about["modes"]:
             raise ValueError(f"mode={mode!r} is unknown; the policy knows {', '.join(self.about['modes'])}")
+        if not isinstance(history, Sequence) or not all(isinstance(s, Mapping) for s in history):
+            raise ValueError("a history is a list of sessions, each a dict; give [] where there are none")
         sessions = [*history[:-1], {**(history[-1] if history else {}), "mode": mode}]
-        flat = self._flat(sessions)
+        flat = self._flat([self._checked(session, i) for i, session in enumerate(sessions, 1)])
         h_D = self.model(_batch(flat, self.about["model"]["history"]))[0, -1]
         own = flat.track_N[flat.first_S[-1] + 1 :]
         allowed_1K = self.rules.allowed(flat.mode_S[-1:], own[None])
@@ -110,25 +178,25 @@ class Recommender:
     def add_tracks(
         self,
         track_ids: Sequence[str],
-        embedding_KE: Tensor,
+        embedding_KE: Tensor | np.ndarray | Sequence[Sequence[float]],
         modes: Sequence[Sequence[str] | None] | None = None,
     ) -> None:
         """Add tracks that the policy never saw: it knows tracks by their embedding only.
 
         Args:
             track_ids: new ids.
-            embedding_KE: their embeddings, of the kind that the catalogue has, (K, E).
+            embedding_KE: their embeddings, of the kind that the catalogue has, (K, E), finite.
             modes: modes in which each may be played; None for every mode.
 
         Raises:
-            ValueError: for ids that are there already, embeddings of another size, unknown modes.
+            ValueError: for ids that are there already, embeddings of another size or not
+                finite, unknown modes.
         """
         known, size = set(self.track_ids), self.model.encoder.embedding_KE.shape[1]
         twice = [name for i, name in enumerate(track_ids) if name in known or name in track_ids[:i]]
         if twice:
             raise ValueError(f"track ids must be new and different; given again: {', '.join(twice)}")
-        if embedding_KE.shape != (len(track_ids), size):
-            raise ValueError(f"embeddings are {tuple(embedding_KE.shape)}, must be {(len(track_ids), size)}")
+        given_KE = _embeddings(embedding_KE, track_ids, size)
         allowed_MK = torch.ones(len(self.about["modes"]) + 1, len(track_ids), dtype=torch.bool)
         for k, names in enumerate(modes or []):
             unknown = set(names or []) - set(self.about["modes"])
@@ -137,7 +205,7 @@ class Recommender:
             if names is not None:
                 allowed_MK[:-1, k] = torch.tensor([name in names for name in self.about["modes"]])
         scale = self.about["embedding"]
-        scaled_KE = (embedding_KE.float() - torch.tensor(scale["mean"])) / scale["scale"]
+        scaled_KE = (given_KE - torch.tensor(scale["mean"])) / scale["scale"]
         encoder = self.model.encoder
         encoder.embedding_KE = torch.cat([encoder.embedding_KE, scaled_KE])
         unheard_K = torch.full((len(track_ids),), float(self.about["unheard_log_popularity"]))
@@ -146,33 +214,48 @@ class Recommender:
         self.track_ids += list(track_ids)
         self._index()
 
-    def _flat(self, sessions: Sequence[Session]) -> FlatLog:
-        """The sessions as tokens, with the very features that the policy was trained on."""
-        strange = {key for session in sessions for key in session} - set(SESSION)
+    def _checked(self, session: Session, number: int) -> dict[str, Any]:
+        """All fields of `RULES` as plain values that fit, lists with all their items; mode and cohort."""
+        strange = set(session) - set(SESSION)
         if strange:
             raise ValueError(
                 f"a session has no {', '.join(sorted(strange))}; it may have {', '.join(SESSION)}"
             )
-        length_S = np.array([len(s.get("track_id") or []) for s in sessions])
-        context = len(self.about["context"])
-        contexts = [s.get("context") or [np.nan] * context for s in sessions]
+        given: dict[str, Any] = {**dict.fromkeys(RULES), **{name: _plain(x) for name, x in session.items()}}
+        where, names = f"in session {number}", self.about["context"]
+        of_context = f"number of the context ({', '.join(names) or 'none'})"
+        given["context"] = _items(given, "context", where, of_context, len(names))
+        given["track_id"] = _items(given, "track_id", where, "track")
+        for name in PLAYS:
+            given[name] = _items(given, name, where, "track", len(given["track_id"]))
+        for name, rule in RULES.items():
+            listed = name in ("context", "track_id", *PLAYS)
+            for i, value in enumerate(given[name] if listed else [given[name]], 1):
+                if not rule.fits(value):
+                    item = f", item {i}" if listed else ""
+                    raise ValueError(f"{name}={value!r} {where}{item}; allowed: {rule.allowed}")
+        return given
+
+    def _flat(self, sessions: Sequence[Session]) -> FlatLog:
+        """Checked sessions as tokens, with the very features that the policy was trained on."""
+        length_S = np.array([len(s["track_id"]) for s in sessions])
         columns = SimpleNamespace(
             user_S=np.zeros(len(sessions), dtype=np.int64),
-            start_S=np.array([_milliseconds(s.get("started_at")) for s in sessions]),
+            start_S=np.array([_milliseconds(s["started_at"]) for s in sessions]),
             offset_S=_numbers(sessions, "utc_offset_min"),
             mode_S=np.array([_code(s.get("mode"), self.about["modes"], "mode") for s in sessions]),
             cohort_S=np.array([_code(s.get("cohort"), self.about["cohorts"], "cohort") for s in sessions]),
-            context_SC=np.array(contexts, np.float32).reshape(len(sessions), context),
+            context_SC=_numbers(sessions, "context"),
             session_S={**{name: _numbers(sessions, name) for name in REPORTS}, "left": _left(sessions)},
             first_S=np.cumsum(length_S) - length_S,
             length_S=length_S,
             track_N=np.array(self._numbers_of(sessions), dtype=np.int64),
-            play_N={name: _per_play(sessions, name, length_S) for name in FEEDBACK},
+            play_N={name: _per_play(sessions, name) for name in FEEDBACK},
         )  # fmt: skip
         return flatten_columns(cast(Any, columns), len(self.about["modes"]), len(self.about["cohorts"]), [""])
 
     def _numbers_of(self, sessions: Sequence[Session]) -> list[int]:
-        played = [name for session in sessions for name in session.get("track_id") or []]
+        played = [name for session in sessions for name in session["track_id"]]
         unknown = [name for name in played if name not in self.number]
         if unknown:
             raise ValueError(f"track {unknown[0]!r} is not in the catalogue: add it with add_tracks first")
@@ -196,37 +279,64 @@ def _batch(flat: FlatLog, window: int) -> Batch:
     )  # fmt: skip
 
 
-def _milliseconds(at: datetime | None) -> float:
-    """Milliseconds since 1970; a time without a zone is UTC."""
-    if at is None:
+def _plain(value: Any) -> Any:
+    """Numpy's and torch's values as Python's own."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _items(given: Session, name: str, where: str, each: str, length: int | None = None) -> list[Any]:
+    """The plain items of a list with one for `each`, that is `length` or any number; all None where it is."""
+    items = [None] * (length or 0) if given[name] is None else given[name]
+    if not isinstance(items, list | tuple):
+        raise ValueError(f"{name}={items!r} {where}; allowed: a list with an item for each {each}, or None")
+    if length not in (None, len(items)):
+        raise ValueError(f"{name} has {len(items)} items {where}; allowed: {length}, one for each {each}")
+    return [_plain(item) for item in items]
+
+
+def _embeddings(given: Any, track_ids: Sequence[str], size: int) -> Tensor:
+    """What was given as finite float32, (K, E)."""
+    allowed = f"allowed: {(len(track_ids), size)}, that is {size} numbers for each of the tracks"
+    try:
+        given_KE = torch.as_tensor(given, dtype=torch.float32, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"embeddings are no table of numbers ({error}); {allowed}") from error
+    if given_KE.shape != (len(track_ids), size):
+        raise ValueError(f"embeddings of shape {tuple(given_KE.shape)}; {allowed}")
+    bad_N2 = (~given_KE.isfinite()).nonzero().tolist()
+    if bad_N2:
+        k, e = bad_N2[0]
+        number = f"number {e + 1} of the embedding of track {track_ids[k]!r}"
+        raise ValueError(f"{number} is {given_KE[k, e]:g}; allowed: finite numbers")
+    return given_KE
+
+
+def _milliseconds(at: Any) -> float:
+    """Milliseconds since 1970 of a datetime or ISO text, NaN of all else; a time without a zone is UTC."""
+    try:
+        time = datetime.fromisoformat(at) if isinstance(at, str) else at
+        return float((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
+    except (AttributeError, ValueError):
         return float("nan")
-    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000
 
 
 def _code(name: str | None, names: Sequence[str], what: str) -> int:
     if name is None:
         return -1
     if name not in names:
-        raise ValueError(f"{what}={name!r} is unknown; the policy knows {', '.join(names)}")
+        raise ValueError(f"{what}={name!r} is unknown; the policy knows {', '.join(names) or 'none'}")
     return list(names).index(name)
 
 
 def _numbers(sessions: Sequence[Session], name: str) -> np.ndarray:
-    return np.array([np.nan if s.get(name) is None else s[name] for s in sessions], dtype=np.float32)
+    """A field of each session, NaN where it is None."""
+    return np.array([s[name] for s in sessions], dtype=np.float32)
 
 
 def _left(sessions: Sequence[Session]) -> np.ndarray:
     """1 where the listener left, 0 where the session ended otherwise, NaN where unknown."""
-    return np.array(
-        [np.nan if s.get("ended") is None else s["ended"] == "left" for s in sessions], np.float32
-    )
+    return np.array([None if s["ended"] is None else s["ended"] == "left" for s in sessions], np.float32)
 
 
-def _per_play(sessions: Sequence[Session], name: str, length_S: np.ndarray) -> np.ndarray:
-    values: list[float] = []
-    for session, length in zip(sessions, length_S.tolist(), strict=True):
-        given = session.get(name) or [None] * length
-        if len(given) != length:
-            raise ValueError(f"{name} has {len(given)} items for {length} tracks; give null where unknown")
-        values += [np.nan if value is None else float(value) for value in given]
-    return np.array(values, dtype=np.float32)
+def _per_play(sessions: Sequence[Session], name: str) -> np.ndarray:
+    return np.array([value for s in sessions for value in s[name]], dtype=np.float32)

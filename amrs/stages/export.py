@@ -1,5 +1,6 @@
 """Write a policy that passed the gate so that it can be served with torch alone."""
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ def save(policy: NeuralPolicy, data: SessionDataModule, run: Run, folder: Path) 
         "unheard_log_popularity": float(unheard), "track_ids": data.log.catalogue["track_id"][:],
     }  # fmt: skip
     write_json(folder / CONFIG, about)
+    for name in (WEIGHTS, CATALOGUE):  # safetensors lets only their owner read them, whatever the umask
+        shutil.copymode(folder / CONFIG, folder / name)
 
 
 def shape(config: ModelConfig) -> dict[str, Any]:
