@@ -1,10 +1,11 @@
 """The model card of an exported policy: data, protocol, gains, limits, and what the gate said."""
 
 from collections.abc import Sequence
+from html import escape
 
 from amrs.gate import checks
 from amrs.report import Report, Row
-from amrs.report.words import cell, label
+from amrs.report.words import cell, label, log_words
 from amrs.runs import Run
 
 _LIMITS = (
@@ -22,7 +23,8 @@ _SHOWN = (("valence", "gain"), ("arousal", "gain"), ("utility", "gain"), ("valen
 def card(report: Report, run: Run, policy: str, force: str | None) -> str:
     """The card as Markdown; it holds no id of any user."""
     parts = [f"# {label(policy)}, exported by amrs", _verdict(report, policy, force), _use(run)]
-    parts += ["## Data", _table(report.provenance.get("data", []))]
+    log = log_words(report)
+    parts += ["## Data", *([escape(log)] if log else []), _table(report.provenance.get("data", []))]
     protocol = report.provenance.get("protocol", {})
     parts += ["## Protocol", *(f"- {key}: {value}" for key, value in protocol.items())]
     parts += ["## Gains over Copycat, and harm", *_gains(report, policy)]
@@ -85,7 +87,7 @@ def _gains(report: Report, policy: str) -> list[str]:
 
 
 def _whose(row: Row) -> str:
-    return "" if row.group == "all" else f", {label(row.group).lower()}"
+    return "" if row.group == "all" else f" ({label(row.group)})"
 
 
 def _thresholds(report: Report, run: Run, policy: str) -> list[str]:

@@ -119,14 +119,14 @@ def _believed(figures: Figures, config: GateConfig, signals: Sequence[str]) -> l
     for signal in signals:
         row = figures.row("stress", "world_model", signal, "uplift_slope")
         found.append(Check(
-            "uplift_slope", signal, "uplift_slope", "all", f"lower bound of the uplift slope of {signal}",
-            row.low if row else None, config.uplift_slope, True, True, row.n if row else 0,
-            "residual per predicted",
+            "uplift_slope", signal, "uplift_slope", "all",
+            f"lower bound of the judge's uplift slope of {signal}", row.low if row else None,
+            config.uplift_slope, True, True, row.n if row else 0, "residual per predicted",
         ))  # fmt: skip
         row = figures.row("stress", "world_model", signal, "coverage_80")
         found.append(Check(
             "calibration", signal, "coverage_80", "all",
-            f"distance from .8 of the coverage of {signal} by 80 % intervals",
+            f"distance from .8 of the coverage of {signal} by the judge's 80 % intervals",
             abs(row.value - _LEVEL) if row else None, config.calibration, False, False, row.n if row else 0,
             "fraction",
         ))  # fmt: skip

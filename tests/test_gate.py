@@ -102,3 +102,9 @@ def test_a_margin_is_the_distance_on_the_right_side() -> None:
     check = Check("harm", "valence", "harm", "all", "harm", 0.2, 0.15, False, False, 9, "fraction")
     assert check.margin == pytest.approx(-0.05) and not check.passed
     assert check.words == "harm is 0.2, must be at most 0.15 [gate.harm]"
+
+
+def test_what_the_judge_is_asked_is_called_the_judges() -> None:
+    said = {check.name: check.words for check in checks(good(), "dpo", GateConfig(), ["valence"])}
+    assert said["uplift_slope"].startswith("lower bound of the judge's uplift slope of valence is 0.7,")
+    assert "coverage of valence by the judge's 80 % intervals" in said["calibration"]

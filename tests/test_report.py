@@ -11,9 +11,23 @@ from html.parser import HTMLParser
 
 import pytest
 
-from amrs.report import Report, ReportError, Row, figures, finite_rows, load, over_splits, terminal_table
+from amrs.report import (
+    Report,
+    ReportError,
+    Row,
+    figures,
+    finite_rows,
+    load,
+    over_splits,
+    prose,
+    stress,
+    tables,
+    terminal_table,
+)
+from amrs.report.listeners import in_words, too_few
 from amrs.report.page import render
-from amrs.report.words import _and, gain_findings, gain_sentence, model_findings, number
+from amrs.report.words import _and, gain_findings, gain_sentence, model_findings, number, off_policy_findings
+from amrs.stress.harm import upper_bound
 
 FIT = {"world_model": 0.42, "track_blind": 0.36, "persistence_pre": 0.12, "persistence_last": -0.05,
        "user_mean": 0.21, "ridge": 0.33, "boosting": 0.37}  # fmt: skip
@@ -481,3 +495,122 @@ def test_the_answer_says_how_far_ahead_each_signal_was_trusted(full):
 def test_every_word_in_a_figure_takes_a_colour_of_the_page_which_dark_pages_change(page):
     words = re.findall(r"<text[^>]*>", "".join(re.findall(r"<svg.*?</svg>", page.read_text(), re.DOTALL)))
     assert len(words) > 100 and all("var(--" in word for word in words)
+
+
+def evaluated_on(users: int, sessions: int = 400, **evaluate: object) -> dict:
+    """Provenance of figures that rest on so many test users."""
+    return {
+        "data": [{"group": "training", "users": 48}, {"group": "test", "users": users}],
+        "config": {
+            "evaluate": {"users": "test", "splits": 1, "tolerance": 0.15, **evaluate},
+            "stress": {"sessions": 3},
+        },
+        "protocol": {"test sessions rolled out": sessions},
+    }
+
+
+def test_below_ten_test_users_the_answer_says_that_so_few_tell_nothing_whatever_the_intervals(full):
+    few, enough = (Report(full.rows, evaluated_on(users)) for users in (6, 94))
+    for found in (gain_findings, model_findings):
+        assert {finding.tag for finding in found(few)} == {"too few users"}
+        assert "too few users" not in {finding.tag for finding in found(enough)}
+    logged = row(section="off_policy", metric="ess"), row(section="off_policy", metric="gain_over_production")
+    said = [off_policy_findings(Report(logged, evaluated_on(users)))[0].tag for users in (9, 10)]
+    assert said == ["too few users", "better"]
+    assert gain_sentence(few) == "" and "better in valence" in gain_sentence(enough)
+    page = render(few)
+    assert "against Copycat: better" not in page and not re.search(r'tag good">(better|above)', page)
+    assert "rest on 6 test users: so few listeners tell nothing, whatever an interval says." in page
+    page = render(enough)
+    assert "against Copycat: better" in page and re.search(r'tag good">better', page)
+    assert "rest on 94 test users: n counts their sessions, reports or plays" in page
+
+
+def test_listeners_are_at_most_the_sessions_and_those_of_all_splits_or_folds_count_together(full):
+    def said(chapter, **about):
+        report = Report(full.rows, evaluated_on(**about))
+        return in_words(report, chapter), too_few(report, chapter)
+
+    assert said("policies", users=94, sessions=5) == ("5 test users", True)
+    assert said("model", users=94, sessions=5) == ("94 test users", False)
+    assert said("policies", users=3, splits=10) == ("3 test users in each of 10 splits", False)
+    assert said("policies", users=1) == ("1 test user", True)
+    assert said("model", users=6, protocol="kfold") == ("54 users, each tested once a repeat", False)
+    assert in_words(full, "policies") == "" and not too_few(full, "policies"), "the report does not say"
+
+
+def test_tables_of_gains_and_harm_are_headed_by_their_listeners_and_harms_bound_is_explained(full):
+    report = stressed(full)
+    report = Report(report.rows, {**report.provenance, **evaluated_on(94)})
+    assert tables.gain_table(report).caption.endswith("with 95 % intervals by user (94 test users)")
+    assert stress.harm_table(report).caption.endswith("by more than .02 (3 test users)")
+    told = re.findall(r"among (\d+)[^.]* (\.\d+)", prose.HARM_BOUND)
+    assert len(told) == 3 and all(f"{upper_bound(0, int(n)):.3f}"[1:] == bound for n, bound in told)
+    assert prose.HARM_BOUND in render(report)
+
+
+def test_the_caption_of_gains_gives_utilitys_own_unit_where_utility_is_shown(full):
+    utility = row(signal="utility", unit="spreads of effects")
+    caption = tables.gain_table(Report([row(), utility], {})).caption
+    assert "points, of utility in spreads of effects," in caption
+    assert "utility" not in tables.gain_table(full).caption
+
+
+def test_groups_without_any_figure_of_fit_have_no_row():
+    keys = {"section": "fidelity", "subject": "world_model"}
+    bins = [row(**keys, metric="pit_share", group=f"bin:{k}") for k in range(10)]
+    fit = [row(**keys, metric="r2", group=group) for group in ("all", "mode:calm")]
+    (table,) = tables.fidelity_groups(Report([*bins, *fit], {}))
+    assert [line[0].text for line in table.rows] == ["Mode: calm"]
+
+
+def test_the_judges_own_slopes_and_coverage_stand_beside_the_gate(full):
+    keys = {"section": "stress", "subject": "world_model"}
+    late = "points per point, 80 % interval"
+    evidence = [
+        row(**keys, metric="coverage_80", n=23, unit="fraction", **around(0.7, 0.1)),
+        row(**keys, metric="late_slope", n=223, unit=late, **around(0.14, 0.15)),
+        row(**keys, metric="uplift_slope", n=5280, group="propensities:logged", **around(0.96, 0.4)),
+        row(**keys, metric="uplift_slope", n=21, signal="arousal", **around(1.24, 1.5)),
+    ]
+    report = Report([*stressed(full).rows, *evidence], {})
+    lines = [[cell.text + cell.interval for cell in line] for line in stress.judge_table(report).rows]
+    assert [line[1:3] + line[4:] for line in lines] == [
+        ["Arousal", "1.240[-0.260, 2.740]", "21"],
+        ["Valence", "0.960[0.560, 1.360]", "5,280"],
+        ["Valence", "0.140[-0.010, 0.290]", "223"],
+        ["Valence", "0.700[0.600, 0.800]", "23"],
+    ]
+    assert lines[2][3] == late and "logged propensities" in lines[1][0]
+    assert prose.JUDGE in render(report) and prose.JUDGE not in render(stressed(full))
+
+
+def test_the_page_says_what_the_log_and_its_embeddings_are_and_escapes_it():
+    log = {"name": "Klinik <b>", "embedding": "MERT & means"}
+    page = render(Report([], {**PROVENANCE, "log": log}))
+    assert "Log: Klinik &lt;b&gt;. Embeddings of its tracks: MERT &amp; means." in page and "<b>" not in page
+
+
+def test_a_perturbation_that_was_tried_and_never_broke_the_gain_says_so():
+    keys = {"section": "stress", "signal": "valence"}
+    broken = {**keys, "metric": "breaking_point", "low": None, "high": None}
+    rows = [
+        row(**keys, group="perturbed:inertia=0.5"),
+        row(**keys, group="perturbed:heads=1"),
+        row(**broken, group="perturbed:heads", value=0.25),
+        row(**broken, group="perturbed:sign_flip", value=0.1, split=0),
+        row(**keys, subject="greedy"),  # its gain has an interval, so a hidden cause was asked for
+        row(**keys, subject="world_model", metric="coverage_80"),
+    ]
+
+    def shown(rows):
+        table = stress.breaking_table(Report(rows, {}))
+        return table.header[1:], [[cell.text for cell in line] for line in table.rows]
+
+    header = ["Inertia", "Share of tracks turned", "Noise in the heads (relative)", "Hidden cause (odds)"]
+    assert shown(rows) == (
+        header,
+        [["DPO", "not broken", "not in every split", "0.250", ""], ["Greedy", "", "", "", "not broken"]],
+    )
+    assert shown(rows[:2]) == ([header[0], header[2]], [["DPO", "not broken", "not broken"]])
+    assert stress.breaking_table(Report([row(**keys)], {})) is None, "nothing was tried"

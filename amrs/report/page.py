@@ -14,7 +14,7 @@ from amrs.report.rows import Report
 from amrs.report.tables import Table
 
 _KNOWN = {
-    "title", "data", "config", "commands", "notes", "examples", "verdicts", "worst_cases",
+    "title", "data", "log", "config", "commands", "notes", "examples", "verdicts", "worst_cases",
 }  # fmt: skip
 
 
@@ -59,6 +59,7 @@ def render(report: Report) -> str:
         stressed=bool(report.find(section="gate")),
         verdicts=stress.verdicts(provenance.get("verdicts", {})),
         sentence=words.gain_sentence(report),
+        listeners=words.listeners_sentence(report),
         realised=bool(report.find(section="realised")),
         findings=_findings(report),
         chapters=[chapter for chapter in _chapters(report) if chapter.parts],
@@ -84,7 +85,7 @@ def _findings(report: Report) -> list[tuple[str, list[words.Finding]]]:
 def _chapters(report: Report) -> list[Chapter]:
     return [
         Chapter("data", "The data", prose.DATA, _kept(
-            _part("", "", (), tables.data_table(report.provenance.get("data", []))))),
+            _part("", words.log_words(report), (), tables.data_table(report.provenance.get("data", []))))),
         Chapter("model", "Can the world model be believed?", _about_model(report), _kept(*_model(report))),
         Chapter("policies", "What do the policies do?", prose.POLICIES, _kept(*_policies(report))),
         Chapter("harm", "Who might be harmed?", prose.HARM, _kept(*_harm(report))),
@@ -136,9 +137,10 @@ def _policies(report: Report) -> list[Part]:
 
 def _harm(report: Report) -> list[Part]:
     return [
-        _part("Sessions that end worse", "", stress.harm_panels(report), stress.harm_table(report),
-              legend=("realised", "judge", "limit")),
+        _part("Sessions that end worse", prose.HARM_BOUND, stress.harm_panels(report),
+              stress.harm_table(report), legend=("realised", "judge", "limit")),
         _part("The gate", prose.GATE, (), stress.gate_table(report)),
+        _part("What the judge's promises rest on", prose.JUDGE, (), stress.judge_table(report)),
         _part("How wrong may the judge be?", prose.BREAKING, (), stress.breaking_table(report)),
         _part("Worst histories", prose.WORST, (),
               stress.worst_table(report.provenance.get("worst_cases", []))),

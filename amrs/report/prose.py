@@ -106,10 +106,19 @@ HARM = (
     "what the simulations' noise would count as harm. For clinical listeners the upper end of the interval "
     "matters more than the mean."
 )
+HARM_BOUND = (
+    "The upper end counts listeners, not sessions: where nobody is harmed among 3 listeners it is .708, "
+    "among 30 it is .116, among 100 it is .036."
+)
 GATE = (
     "Every threshold must hold before a policy may be exported; configs/gate.yaml gives the reasons. The "
     "figures are the judge's or of held-out reports. What was realised never enters: where a policy is to "
     "be used, nobody knows it."
+)
+JUDGE = (
+    "The judge is another model than the one under \u201cCan the world model be believed?\u201d: it learned "
+    "from the half of the training users that labelled no pair, not from all of them. So its slopes and "
+    "coverage differ from those there, and the gate takes its figures from here."
 )
 BREAKING = (
     "How wrong the judge would have to be until the gain is gone: shrinking every response (1 takes all of "

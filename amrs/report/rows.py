@@ -101,7 +101,8 @@ class Report:
 
     `provenance` is plain data (it must survive JSON). The page knows these keys, all optional, and lists
     any other as it is: `title`, `data` (list of dicts, one table row each; keys that begin with "share" or
-    "missing" are fractions), `config` and `versions` (dicts or text), `seeds`, `fingerprints`, `parents`
+    "missing" are fractions), `log` (what the log and its embeddings call themselves: `name`, `embedding`),
+    `config` and `versions` (dicts or text), `seeds`, `fingerprints`, `parents`
     (dicts), `commands` (list), `notes` (list of sentences).
     """
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from amrs.report.canvas import DASHED, STYLE, Panel, canvas, dot, name_places, panel
+from amrs.report.listeners import headed
 from amrs.report.rows import POLICIES, Report, Row
 from amrs.report.tables import Cell, Table, row_cell
 from amrs.report.words import counts, label, number, subjects
@@ -120,30 +121,62 @@ def harm_table(report: Report) -> Table | None:
             lines.append([Cell(who), Cell(label(group)), *map(row_cell, found), Cell(count)])
     header = ["Policy", "Group", *({"stress": "In the judge", "realised": "Realised"}[s] for s in sections),
               "Sessions"]  # fmt: skip
-    return Table("Share of sessions whose expected valence falls by more than .02", header, lines, heads=2)
+    caption = "Share of sessions whose expected valence falls by more than .02"
+    return Table(headed(caption, report, "harm"), header, lines, heads=2)
 
 
 def breaking_table(report: Report) -> Table | None:
     """How strong each perturbation must be until the gain in valence is gone."""
-    rows = [
-        row for row in report.rows
-        if (row.section, row.metric, row.signal) == ("stress", "breaking_point", "valence")
-        and row.split == "mean"
-    ]  # fmt: skip
-    if not rows:
-        return None
-    kinds = [kind for kind in _PERTURBED if any(row.group == f"perturbed:{kind}" for row in rows)]
-    by_key = {(row.subject, row.group): row for row in rows}
+    rows = [row for row in report.rows if (row.section, row.signal) == ("stress", "valence")]
+    cells = {
+        (name, kind): _point(report, rows, name, kind)
+        for name in _tried(report, "stress") for kind in _PERTURBED
+    }  # fmt: skip
+    names = dict.fromkeys(name for (name, _), point in cells.items() if point)
+    kinds = [kind for kind in _PERTURBED if any(cells[name, kind] for name in names)]
+    lines = [[Cell(label(name)), *(Cell(cells[name, kind]) for kind in kinds)] for name in names]
+    header = ["Policy", *(_PERTURBED[kind] for kind in kinds)]
+    return Table("Breaking points of the gain in valence", header, lines) if lines else None
+
+
+def _point(report: Report, rows: Sequence[Row], name: str, kind: str) -> str:
+    """Where a policy's gain breaks, or that it did not; empty where that was not tried."""
+    wanted = (name, "breaking_point", f"perturbed:{kind}")
+    broken = [row for row in rows if (row.subject, row.metric, row.group) == wanted]
+    for row in broken:
+        if row.split == "mean":
+            return number(row.value, row.metric)
+    if broken:
+        return "not in every split"
+    tried = any(r.subject == name and r.group.startswith(f"perturbed:{kind}=") for r in rows)
+    if kind == "hidden_cause":  # a bound, from the gain's interval and held-out reports: no gain of its own
+        gain = report.one(section="stress", subject=name, signal="valence", metric="gain")
+        judged = report.find(section="stress", subject="world_model", signal="valence", metric="coverage_80")
+        tried = gain is not None and gain.low is not None and bool(judged)
+    return "not broken" if tried else ""
+
+
+_EVIDENCE = {
+    ("uplift_slope", "all"): "Uplift slope",
+    ("uplift_slope", "propensities:logged"): "Uplift slope, plays weighted by logged propensities",
+    ("late_slope", "all"): "Slope of reports before sessions on what earlier ones gave (training users, too)",
+    ("coverage_80", "all"): "Coverage of 80 % intervals",
+}  # fmt: skip
+"""What the judge's promises rest on (`amrs/stress/evidence.py`), by metric and group."""
+
+
+def judge_table(report: Report) -> Table | None:
+    """The judge's own slopes and coverage, which the gate asks."""
     lines = []
-    for name in _tried(report, "stress"):
-        found = [by_key.get((name, f"perturbed:{kind}")) for kind in kinds]
-        if any(found):
-            lines.append([Cell(label(name)), *(_point(row) for row in found)])
-    return Table("Breaking points of the gain in valence", ["Policy", *(_PERTURBED[k] for k in kinds)], lines)
-
-
-def _point(row: Row | None) -> Cell:
-    return Cell("not broken") if row is None else Cell(number(row.value, row.metric))
+    for (metric, group), what in _EVIDENCE.items():
+        for row in report.rows:
+            about = (row.section, row.subject, row.metric, row.group, row.split)
+            if about == ("stress", "world_model", metric, group, "mean"):
+                lines.append([Cell(what), Cell(label(row.signal)), row_cell(row), Cell(row.unit),
+                              Cell(f"{row.n:,}")])  # fmt: skip
+    header = ["What", "Signal", "Figure", "Unit", "n"]
+    caption = "The judge's slopes and coverage, with 95 % intervals by user unless the unit says otherwise"
+    return Table(caption, header, lines, heads=2) if lines else None
 
 
 def gate_table(report: Report) -> Table | None:

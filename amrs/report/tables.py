@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from amrs.report.listeners import headed
 from amrs.report.rows import MODELS, POLICIES, Report, Row
 from amrs.report.words import GAIN_SECTIONS, MAIN_FIT, cell, counts, label, number, subjects
 
@@ -198,7 +199,10 @@ def gain_table(report: Report) -> Table | None:
         f"Relative ({basis})",
         "n",
     ]
-    return Table("Gain over Copycat in scale points, with 95 % intervals by user", header, rows, heads=2)
+    utility = any(report.find(section=section, signal="utility", metric="gain") for section in shown)
+    unit = "scale points, of utility in spreads of effects" if utility else "scale points"
+    caption = headed(f"Gain over Copycat in {unit}, with 95 % intervals by user", report, "policies")
+    return Table(caption, header, rows, heads=2)
 
 
 def gain_groups(report: Report) -> Table | None:
@@ -356,7 +360,7 @@ def _turned(table: Table | None) -> Table | None:
 
 
 def _by_group(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], caption: str) -> Table | None:
-    groups = sorted({row.group for row in rows}, key=_natural)
+    groups = sorted({row.group for row in rows if (row.signal, row.metric) in pairs}, key=_natural)
     shown = [pair for pair in pairs if any((row.signal, row.metric) == pair for row in rows)]
     if not groups or not shown:
         return None

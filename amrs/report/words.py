@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from amrs.report.listeners import TOO_FEW, in_words, too_few
 from amrs.report.rows import GROUPS, MODELS, POLICIES, Report, Row
 
 LABELS = {
@@ -132,7 +133,8 @@ def direction(row: Row) -> str:
 
 
 def gain_findings(report: Report, subject: str = "dpo") -> list[Finding]:
-    """For each signal, whether the gain's interval excludes 0, by each way of knowing; the first decides."""
+    """For each signal, whether the gain's interval excludes 0, by each way of knowing; the first decides.
+    Too few listeners decide nothing."""
     why = {
         "better": "above 0", "worse": "below 0", "cannot tell": "0 inside", "no interval": "too few users",
     }  # fmt: skip
@@ -150,12 +152,16 @@ def gain_findings(report: Report, subject: str = "dpo") -> list[Finding]:
             if spread is not None:
                 lines.append(f"{label(known[0].section)}, in standard deviations of one person's reports: "
                              f"{number(spread.value, 'gain_sd')}")  # fmt: skip
-            found.append(Finding(label(signal), direction(known[0]), "\n".join(lines)))
+            tag = TOO_FEW if too_few(report, "policies") else direction(known[0])
+            found.append(Finding(label(signal), tag, "\n".join(lines)))
     return found
 
 
 def gain_sentence(report: Report, subject: str = "dpo") -> str:
-    """The same in one sentence: "Realised ...: better in valence; cannot tell in arousal." """
+    """The same in one sentence: "Realised ...: better in valence; cannot tell in arousal."; empty where there
+    is nothing to say."""
+    if too_few(report, "policies"):
+        return ""
     by_tag: dict[str, list[str]] = {}
     for finding in gain_findings(report, subject):
         by_tag.setdefault(finding.tag, []).append(finding.topic.lower())
@@ -171,6 +177,24 @@ def gain_sentence(report: Report, subject: str = "dpo") -> str:
     parts = [f"{tag} in {_and(by_tag[tag])}" for tag in
              ("better", "worse", "cannot tell", "no interval") if tag in by_tag]  # fmt: skip
     return f"{source}, {label(subject)} against Copycat: {'; '.join(parts)}."
+
+
+def listeners_sentence(report: Report) -> str:
+    """How many listeners the answer rests on, and what that means; empty where the report does not say."""
+    gains = any(row.metric == "gain" and row.section in GAIN_SECTIONS for row in report.rows)
+    chapter = "policies" if gains else "model"
+    users = in_words(report, chapter)
+    if not users:
+        return ""
+    if too_few(report, chapter):
+        return f"The figures rest on {users}: so few listeners tell nothing, whatever an interval says."
+    return f"The figures rest on {users}: n counts their sessions, reports or plays, intervals draw users."
+
+
+def log_words(report: Report) -> str:
+    """What the log and its embeddings call themselves; empty where the report does not say."""
+    log = report.provenance.get("log")
+    return f"Log: {log['name']}. Embeddings of its tracks: {log['embedding']}." if log else ""
 
 
 def _and(words: Sequence[str]) -> str:
@@ -193,7 +217,8 @@ def off_policy_findings(report: Report, subject: str = "dpo") -> list[Finding]:
             found.append(Finding(label(signal), "cannot tell", text))
         else:
             text = f"Gain over production {cell(gain)}, from {support}."
-            found.append(Finding(label(signal), direction(gain), text))
+            tag = TOO_FEW if too_few(report, "model") else direction(gain)
+            found.append(Finding(label(signal), tag, text))
     return found
 
 
@@ -215,7 +240,9 @@ def model_findings(report: Report) -> list[Finding]:
             (model.low, model.high) if model.low is not None and model.high is not None else (-9e9, 9e9)
         )
         tag = (
-            "above baselines"
+            TOO_FEW
+            if too_few(report, "model")
+            else "above baselines"
             if low > best.value
             else "below baselines"
             if high < best.value
