@@ -181,6 +181,7 @@ def _provenance(run: Run, data: SessionDataModule, sessions: Sessions) -> dict[s
     return {
         "notes": [_TUNING] if config.evaluate.users == "validation" else [],
         "data": data_summary(data),
+        "log": {"name": data.log.metadata.name, "embedding": data.log.metadata.embedding},
         **record(run),
         "protocol": {
             f"{config.evaluate.users} sessions rolled out": len(sessions.row_B),
