@@ -106,6 +106,12 @@ BAD_CELLS: list[tuple[str, int, dict[str, str], str]] = [
     ("events.csv", 1, {"no": ""}, "column no (position), session_id V08, row 1: null; allowed: not empty"),
     (
         "events.csv",
+        23,
+        {"no": " 1.0"},
+        "column no (position), session_id V08, row 23: '1.0', as in row 9; allowed: a position once",
+    ),
+    (
+        "events.csv",
         1,
         {"thumb": "sideways"},
         "column thumb (rating), session_id V08, row 1: 'sideways'; allowed: up, down",
