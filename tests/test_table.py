@@ -180,6 +180,14 @@ def test_times_in_any_stated_form_become_utc(
     assert set(log.sessions["utc_offset_min"]) == {120 if "zone" in options else None}
 
 
+def test_of_a_local_time_that_comes_twice_the_first_is_meant(raw: Path, tmp_path: Path) -> None:
+    change(raw / "sessions.csv", 10, begin="26.10.2025 02:30", finish="26.10.2025 03:10")
+    (session,) = [s for s in run(raw, tmp_path / "run").sessions if s["session_id"] == "V10"]
+    assert session["started_at"] == datetime(2025, 10, 26, 0, 30, tzinfo=UTC)
+    assert session["ended_at"] == datetime(2025, 10, 26, 2, 10, tzinfo=UTC)
+    assert session["utc_offset_min"] == 120
+
+
 def test_stars_become_likes_and_dislikes(raw: Path, tmp_path: Path) -> None:
     rows = [row | {"stars": str(1 + i % 5)} for i, row in enumerate(cells(raw / "events.csv"))]
     write(raw / "events.csv", rows)

@@ -1,13 +1,16 @@
 """Bad tables and bad column maps: what is said, and that nothing half-written stays."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from test_table import Edit, cells, change, edit_map, raw, refusal, run, write
 
 from amrs.config.data import DataConfig
 from amrs.importers import IMPORTERS
+from amrs.importers.times import times
 from amrs.logs.schema import LogError
 
 __all__ = ["raw"]  # the fixture
@@ -49,6 +52,13 @@ BAD_CELLS: list[tuple[str, int, dict[str, str], str]] = [
         1,
         {"begin": "31.02.2025 08:15"},
         "(started_at), session_id V01: '31.02.2025 08:15'; allowed:",
+    ),
+    (
+        "sessions.csv",
+        1,
+        {"begin": "30.03.2025 02:30"},
+        "column begin (started_at), session_id V01: '30.03.2025 02:30'; allowed: a time that clocks in "
+        "Europe/Berlin showed: this one they skipped (is the zone right?)",
     ),
     ("sessions.csv", 1, {"begin": ""}, "column begin (started_at), session_id V01: null; allowed: not null"),
     (
@@ -165,6 +175,20 @@ def test_embeddings_of_different_length_are_refused(raw: Path, tmp_path: Path) -
 def test_local_times_without_a_zone_are_refused(raw: Path, tmp_path: Path) -> None:
     edit_map(raw, lambda m: m["sessions"]["columns"]["started_at"].pop("zone"))
     assert "with offset (or give its zone in the map)" in refusal(raw, tmp_path / "run")
+
+
+def test_a_skipped_local_time_is_refused_as_iso_8601_and_as_a_time_of_parquet_too() -> None:
+    text = pa.array(
+        ["2025-03-30 01:59", "2025-03-30 02:00", "2025-03-30 02:30+01:00", "2025-03-30 03:00", "?", None]
+    )
+    stamps, bad, skipped = times(text, None, None, "Europe/Berlin")
+    assert skipped.tolist() == [False, True, False, False, False, False]
+    assert bad.tolist() == [False, False, False, False, True, False]
+    assert stamps[2].as_py() == datetime(2025, 3, 30, 1, 30, tzinfo=UTC)
+    naive = pa.array([datetime(2025, 3, 30, 2, 59), datetime(2025, 3, 30, 3), None])
+    assert times(naive, None, None, "Europe/Berlin")[2].tolist() == [True, False, False]
+    without = times(naive, None, None, None)
+    assert without[1].tolist() == [True, True, False] and not without[2].any()
 
 
 def columns(part: str, **given: Any) -> Edit:

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from amrs.importers.column_map import Column
-from amrs.importers.reading import Raw, numbers, scaled, times
+from amrs.importers.reading import Raw, numbers, scaled
+from amrs.importers.times import times
 from amrs.logs.faults import Bools, Faults
 from amrs.logs.validation import mask
 
@@ -29,13 +30,15 @@ def text(raw: Raw, column: Column, where: str, ids: pa.Array, faults: Faults) ->
 def moment(raw: Raw, column: Column, where: str, ids: pa.Array, faults: Faults) -> pa.Array:
     """A time, as timestamp[ms, UTC]."""
     given = raw.column(column.theirs[0])
-    stamps, bad = times(given, column.unit, column.format, column.zone)
+    stamps, bad, skipped = times(given, column.unit, column.format, column.zone)
     if column.unit:
         allowed = f"a number, in {column.unit} since 1970"
     else:
         allowed = f"a time like {column.format}" if column.format else "an ISO 8601 time"
         allowed += f", in {column.zone}" if column.zone else " with offset (or give its zone in the map)"
     faults.add_rows(where, bad, ids, given, allowed)
+    allowed = f"a time that clocks in {column.zone} showed: this one they skipped (is the zone right?)"
+    faults.add_rows(where, skipped, ids, given, allowed)
     return stamps
 
 

@@ -19,7 +19,8 @@ from amrs.importers.column_map import Column, ColumnMap, Part, read_map
 from amrs.importers.convert import convert
 from amrs.importers.delivery import delivered
 from amrs.importers.embeddings import embedding_is, with_embeddings
-from amrs.importers.reading import Floats, Raw, offsets_min, read_raw
+from amrs.importers.reading import Floats, Raw, read_raw
+from amrs.importers.times import offsets_min
 from amrs.logs.adding import add_sessions
 from amrs.logs.faults import Faults, Ints, LogError, shown
 from amrs.logs.schema import KINDS, Metadata, write_log
