@@ -116,6 +116,12 @@ BAD_CELLS: list[tuple[str, int, dict[str, str], str]] = [
     ("events.csv", 1, {"no": ""}, "column no (position), session_id V08, row 1: null; allowed: not empty"),
     (
         "events.csv",
+        1,
+        {"no": "x"},
+        "1 fault:\n  RAW/events.csv: column no (position), session_id V08, row 1: 'x'; allowed: a number (",
+    ),
+    (
+        "events.csv",
         23,
         {"no": " 1.0"},
         "column no (position), session_id V08, row 23: '1.0', as in row 9; allowed: a position once",
@@ -132,6 +138,12 @@ BAD_CELLS: list[tuple[str, int, dict[str, str], str]] = [
         2,
         {"vec_3": ""},
         "columns vec_* (embedding), track_id S002, item 3: null; allowed: finite",
+    ),
+    (
+        "catalogue.csv",
+        2,
+        {"vec_3": "nan"},
+        "(embedding), track_id S002: 'nan'; allowed: a number (not nan, infinite or empty)",
     ),
     ("catalogue.csv", 2, {"vec_3": "x"}, "columns vec_* (embedding), track_id S002: 'x'; allowed: a number"),
     (
@@ -154,7 +166,7 @@ def test_a_bad_cell_is_named_by_file_column_row_and_what_is_allowed(
     raw: Path, tmp_path: Path, file: str, row: int, values: dict[str, str], message: str
 ) -> None:
     change(raw / file, row, **values)
-    assert message in refusal(raw, tmp_path / "run")
+    assert message in refusal(raw, tmp_path / "run").replace(str(raw), "RAW")
 
 
 def test_a_session_without_tracks_is_refused(raw: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """One of our columns from one of theirs, every value that does not convert being noted as a fault."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,8 @@ from amrs.logs.validation import mask
 
 Converter = Callable[[Raw, Column, str, pa.Array, Faults], pa.Array]
 _PER_SECOND = {"s": 1.0, "ms": 0.001}
+_NUMBER, _NEEDED = "a number, or empty", "a number (not nan, infinite or empty)"
+"""What is allowed where a cell may be empty, and where it may not."""
 
 
 def convert(raw: Raw, column: Column, part: str, ids: pa.Array, faults: Faults) -> pa.Array:
@@ -72,7 +74,8 @@ def rating(raw: Raw, column: Column, where: str, ids: pa.Array, faults: Faults) 
 
 def amount(raw: Raw, column: Column, where: str, ids: pa.Array, faults: Faults) -> pa.Array:
     """A number; in seconds where it has a unit."""
-    number = _plain(raw, column, where, ids, faults)
+    allowed = _NEEDED if column.ours == "position" else _NUMBER
+    number = _plain(raw, column, where, ids, faults, allowed)
     return pc.multiply(number, _PER_SECOND[column.unit]) if column.unit else number
 
 
@@ -86,7 +89,13 @@ def minutes(raw: Raw, column: Column, where: str, ids: pa.Array, faults: Faults)
 
 def context(raw: Raw, column: Column, where: str, ids: pa.Array, faults: Faults) -> pa.Array:
     """Several columns as one list a row; null where all are empty."""
-    each = [_plain(raw, Column("context", (name,)), where, ids, faults) for name in column.theirs]
+    return _vectors(raw, column.theirs, where, ids, faults, _NUMBER)
+
+
+def _vectors(
+    raw: Raw, names: Sequence[str], where: str, ids: pa.Array, faults: Faults, allowed: str
+) -> pa.Array:
+    each = [_plain(raw, Column("", (name,)), where, ids, faults, allowed) for name in names]
     values = np.column_stack([np.asarray(array, dtype=float) for array in each])
     offsets = np.arange(len(values) + 1) * values.shape[1]
     flat = pa.array(values.ravel(), pa.float32(), from_pandas=True)
@@ -100,7 +109,7 @@ def embedding(raw: Raw, column: Column, where: str, ids: pa.Array, faults: Fault
         names = [name for name in raw.table.column_names if name.startswith(column.prefix)]
         if not names:
             raw.missing(f"{column.prefix}*")
-        return context(raw, Column("context", tuple(names)), where, ids, faults)
+        return _vectors(raw, names, where, ids, faults, _NEEDED)
     given = raw.column(column.theirs[0])
     if _is_list(given):
         return given
@@ -154,11 +163,13 @@ CONVERTERS: dict[str, Converter] = {
 """How each of our columns is read; those not named here are text."""
 
 
-def _plain(raw: Raw, column: Column, where: str, ids: pa.Array, faults: Faults) -> pa.Array:
+def _plain(
+    raw: Raw, column: Column, where: str, ids: pa.Array, faults: Faults, allowed: str = _NUMBER
+) -> pa.Array:
     given = raw.column(column.theirs[0])
     value, bad = numbers(given)
     bad |= ~mask(pc.fill_null(pc.is_finite(value), True))
-    faults.add_rows(where, bad, ids, given, "a number, or empty")
+    faults.add_rows(where, bad, ids, given, allowed)
     return value
 
 

@@ -106,14 +106,12 @@ def _events(raw: Raw, part: Part, sessions: pa.Table, catalogue: pa.Table, fault
     session = codes(given, sessions["session_id"].combine_chunks())
     faults.add_rows("events.session_id", session < 0, ids, given, "a session of the sessions file")
     for name in ("position", "played_at"):
-        if name in table:
-            faults.add_rows(
-                f"events.{name}",
-                mask(pc.is_null(table[name])) & mask(pc.is_valid(given)),
-                ids,
-                table[name],
-                "not empty: it orders the tracks of a session",
-            )
+        if name in table and table[name].null_count:
+            # Only cells that are empty: of those that do not convert it is said already.
+            cells = raw.column(part.columns[name].theirs[0])
+            allowed = "not empty: it orders the tracks of a session"
+            empty = mask(pc.is_null(cells)) & mask(pc.is_valid(given))
+            faults.add_rows(f"events.{name}", empty, ids, cells, allowed)
     if part.columns.get("engagement", Column("", ())).unit:
         table["engagement"] = _fraction(table["engagement"], table["track_id"], catalogue, faults)
     events = pa.table({**table, "session": session})
