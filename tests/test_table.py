@@ -256,11 +256,26 @@ def test_faults_of_a_delivery_in_parts_name_rows_of_the_file(
 ) -> None:
     change(raw / "events.csv", 31, thumb="sideways")
     change(raw / "events.csv", 7, visit="V99")
+    change(raw / "events.csv", 8, visit="")
+    change(raw / "sessions.csv", 3, begin="soon")
+    change(raw / "sessions.csv", 9, visit="")
     whole = refusal(raw, tmp_path / "a")
     monkeypatch.setattr(delivery, "PART_BYTES", 500)
     parts = refusal(raw, tmp_path / "b")
     assert sorted(parts.splitlines()) == sorted(whole.splitlines())
-    assert "row 31" in parts and "row 7" in parts
+    assert "row 31" in parts and "row 7" in parts and "row 8" in parts
+    assert "column visit (session_id), session_id (empty), row 9: null; allowed: not empty" in parts
+
+
+def test_faults_of_sorted_sessions_quote_the_cells_of_a_delivery_in_parts(
+    raw: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    change(raw / "sessions.csv", 1, finish="06.03.2025 08:00")
+    monkeypatch.setattr(delivery, "PART_BYTES", 500)
+    assert (
+        "session_id V06, row 6: '05.03.2025 20:10'; allowed: not before the end of this user's previous "
+        "session, session_id V01 (row 1: '06.03.2025 08:00')"
+    ) in refusal(raw, tmp_path / "run")
 
 
 def test_data_map_names_a_map_elsewhere(raw: Path, tmp_path: Path) -> None:

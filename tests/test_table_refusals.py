@@ -65,14 +65,15 @@ BAD_CELLS: list[tuple[str, int, dict[str, str], str]] = [
         "sessions.csv",
         1,
         {"finish": "03.03.2025 08:00"},
-        "(ended_at), session_id V01: 2025-03-03T07:00:00+00:00; allowed: not before started_at",
+        "(ended_at), session_id V01, row 1: '03.03.2025 08:00'; allowed: not before started_at, "
+        "'03.03.2025 08:15', or null",
     ),
     (
         "sessions.csv",
         1,
         {"finish": "06.03.2025 08:00"},
-        "column begin (started_at), session_id V06: "
-        "2025-03-05T19:10:00+00:00; allowed: not before the end of this user's session",
+        "column begin (started_at), session_id V06, row 6: '05.03.2025 20:10'; allowed: not before the end "
+        "of this user's previous session, session_id V01 (row 1: '06.03.2025 08:00'), or they overlap",
     ),
     (
         "sessions.csv",
@@ -87,6 +88,24 @@ BAD_CELLS: list[tuple[str, int, dict[str, str], str]] = [
         "column how_ended (ended), session_id V01: 'crash'; allowed: closed, end",
     ),
     ("sessions.csv", 2, {"visit": "V01"}, "column visit (session_id), session_id V01: given again; allowed:"),
+    (
+        "sessions.csv",
+        1,
+        {"begin": "03.03.1925 08:15"},
+        "column begin (started_at), session_id V01, row 1: '03.03.1925 08:15'; allowed: 1971 up to 2100, UTC",
+    ),
+    (
+        "sessions.csv",
+        6,
+        {"visit": "", "mood_before": "9"},
+        "column visit (session_id), session_id (empty), row 6: null; allowed: not empty",
+    ),
+    (
+        "sessions.csv",
+        6,
+        {"visit": "", "mood_before": "9"},
+        "column mood_before (pre_valence), session_id (empty), row 6: '9'; allowed: a number in [1, 7]",
+    ),
     (
         "sessions.csv",
         2,
@@ -112,6 +131,12 @@ BAD_CELLS: list[tuple[str, int, dict[str, str], str]] = [
         {"visit": "V77"},
         "events.csv: column visit (session_id), session_id V77, row 1: 'V77'; allowed: a "
         "session of the sessions file",
+    ),
+    (
+        "events.csv",
+        3,
+        {"visit": ""},
+        "column visit (session_id), session_id (empty), row 3: null; allowed: a session of the sessions file",
     ),
     ("events.csv", 1, {"no": ""}, "column no (position), session_id V08, row 1: null; allowed: not empty"),
     (

@@ -6,6 +6,7 @@ or `played_at` (without either, of the file). Letters: S sessions, E events.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,10 +20,11 @@ from amrs.importers.column_map import Column, ColumnMap, Part, read_map
 from amrs.importers.convert import convert
 from amrs.importers.delivery import delivered
 from amrs.importers.embeddings import embedding_is, with_embeddings
+from amrs.importers.places import named_rows, places, session_cell
 from amrs.importers.reading import Floats, Raw, read_raw
 from amrs.importers.times import offsets_min
 from amrs.logs.adding import add_sessions
-from amrs.logs.faults import Faults, Ints, LogError, shown
+from amrs.logs.faults import Faults, Ints, LogError, Origin, shown
 from amrs.logs.schema import KINDS, Metadata, write_log
 from amrs.logs.validation import codes, mask, repeated
 
@@ -41,7 +43,8 @@ def importer(config: DataConfig, folder: Path) -> None:
     columns = read_map(file, embedding=config.embeddings is None)
     advice = f"{file} says that it is there"
     files = {name: root / part.file for name, part in columns.parts.items()}
-    faults = Faults(_source(columns, files, str(root)))
+    named = places(columns, files, str(root))
+    faults = Faults(named)
     folder.mkdir(parents=True, exist_ok=True)
     with delivered(columns, files, advice, folder) as parts, TemporaryDirectory(dir=folder) as scratch:
         catalogue = _catalogue(read_raw(files["catalogue"], advice), columns.parts["catalogue"], faults)
@@ -55,23 +58,12 @@ def importer(config: DataConfig, folder: Path) -> None:
         faults.raise_any()
         catalogue = with_embeddings(catalogue, config.embeddings)
         columns = replace(columns, embedding_is=embedding_is(config.embeddings) or columns.embedding_is)
-        found = (joined.shards(), catalogue, seen.metadata(columns, catalogue), faults.source)
+        source = Origin(named, partial(session_cell, parts, columns.parts["sessions"]))
+        found = (joined.shards(), catalogue, seen.metadata(columns, catalogue), source)
         if config.base is None:
             write_log(folder / "log", *found)
         else:
             add_sessions(folder / "log", Path(config.base) / "log", *found)
-
-
-def _source(columns: ColumnMap, files: dict[str, Path], root: str) -> dict[str, str]:
-    """File and column, in the user's names, of each of ours; plays are checked as columns of sessions."""
-    places = {"": root}
-    for name, part in columns.parts.items():
-        for ours, column in part.columns.items():
-            place = f"{files[name]}: {column.shown} ({ours})"
-            places[f"{name}.{ours}"] = place
-            if name == "events":
-                places.setdefault(f"sessions.{ours}", place)
-    return places
 
 
 def _ids(raw: Raw, part: Part, key: str) -> pa.Array:
@@ -87,11 +79,13 @@ def _catalogue(raw: Raw, part: Part, faults: Faults) -> pa.Table:
 def _sessions(raw: Raw, part: Part, faults: Faults) -> pa.Table:
     """Sessions in the order of user and time."""
     ids = _ids(raw, part, "session_id")
-    table = {name: convert(raw, column, "sessions", ids, faults) for name, column in part.columns.items()}
+    named = named_rows(raw, ids)
+    table = {name: convert(raw, column, "sessions", named, faults) for name, column in part.columns.items()}
     zone = part.columns["started_at"].zone
     if zone and "utc_offset_min" not in table:
         table["utc_offset_min"] = offsets_min(table["started_at"], zone)
     again = repeated(codes(ids)) & mask(pc.is_valid(ids))
+    faults.add_rows("sessions.session_id", mask(pc.is_null(ids)), named, ids, "not empty")
     faults.add_rows("sessions.session_id", again, ids, "given again", "every session once")
     sessions = pa.table({**table, "row": np.arange(len(ids))})
     keys = [(name, "ascending") for name in ("user_id", "started_at", "row")]
@@ -101,7 +95,7 @@ def _sessions(raw: Raw, part: Part, faults: Faults) -> pa.Table:
 def _events(raw: Raw, part: Part, sessions: pa.Table, catalogue: pa.Table, faults: Faults) -> pa.Table:
     """Events with `session`, the row of their session (-1 if unknown), in the order of their plays."""
     given = _ids(raw, part, "session_id")
-    ids = pc.binary_join_element_wise(given, raw.rows().cast(pa.string()), ", row ")
+    ids = named_rows(raw, given, always=True)
     table = {name: convert(raw, column, "events", ids, faults) for name, column in part.columns.items()}
     session = codes(given, sessions["session_id"].combine_chunks())
     faults.add_rows("events.session_id", session < 0, ids, given, "a session of the sessions file")
