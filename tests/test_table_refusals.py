@@ -314,12 +314,54 @@ def test_a_map_that_is_missing_or_no_yaml_is_refused(raw: Path, tmp_path: Path) 
 def test_a_row_with_too_few_cells_is_named_by_its_number(raw: Path, tmp_path: Path) -> None:
     lines = (raw / "events.csv").read_text().splitlines()
     (raw / "events.csv").write_text("\n".join([*lines[:3], "V08,1", *lines[3:]]) + "\n")
-    assert "events.csv: row 4 has 2 cells; allowed: 5, as in the first line" in refusal(raw, tmp_path / "run")
+    assert "events.csv: row 3 has 2 cells; allowed: 5, as in the first line" in refusal(raw, tmp_path / "run")
 
 
-def test_a_file_that_is_not_utf8_is_refused(raw: Path, tmp_path: Path) -> None:
-    (raw / "events.csv").write_bytes((raw / "events.csv").read_bytes() + b"V01,9,\xff\xfe,1,\n")
-    assert "events.csv is not a readable csv file in UTF-8" in refusal(raw, tmp_path / "run")
+@pytest.mark.parametrize(
+    ("file", "old", "new", "line"),
+    [
+        ("sessions.csv", "panel", "Fläche", 1),
+        ("catalogue.csv", "Band 3,", "Bänd 3,", 4),
+        ("events.csv", "V01,9,", "V01,ä\n", 43),
+    ],
+    ids=["in the first line", "in a cell", "in a row with too few cells"],
+)
+def test_a_file_in_latin_1_is_refused_with_what_to_do(
+    raw: Path, tmp_path: Path, file: str, old: str, new: str, line: int
+) -> None:
+    text = (raw / file).read_text() + "V01,9,"
+    (raw / file).write_bytes(text.replace(old, new, 1).encode("latin-1"))
+    assert (
+        f"{file}: line {line} is not in UTF-8; allowed: text in UTF-8. Save it so (spreadsheets call it "
+        f"CSV UTF-8), or, if it is in Latin-1: iconv -f LATIN1 -t UTF-8 {file} > NEW.csv"
+    ) in refusal(raw, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            ",",
+            ";",
+            "no column visit; its columns are visit;no;song;played_s;thumb. The first line holds semicolons",
+        ),
+        (
+            ",",
+            "\t",
+            "thumb. The first line holds tabs: if they separate the columns, write the file with commas",
+        ),
+        (".", ",", "as in the first line. The first line holds semicolons: if they"),
+    ],
+    ids=["semicolons", "tabs", "semicolons and decimal commas"],
+)
+def test_another_separator_than_a_comma_is_told(
+    raw: Path, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    text = (raw / "events.csv").read_text()
+    if old == ".":
+        text = text.replace(",", ";")
+    (raw / "events.csv").write_text(text.replace(old, new))
+    assert message in refusal(raw, tmp_path / "run")
 
 
 def test_a_missing_raw_dir_is_refused(tmp_path: Path) -> None:

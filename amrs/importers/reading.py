@@ -57,8 +57,9 @@ class Raw:
 
     def missing(self, name: str) -> NoReturn:
         """Say that there is no such column, and which there are."""
-        names = ", ".join(self.table.column_names)
-        raise LogError(f"{self.file}: no column {name}; its columns are {names}")
+        names = self.table.column_names
+        hint = _separator_hint(names) if self.file.suffix == ".csv" else ""
+        raise LogError(f"{self.file}: no column {name}; its columns are {', '.join(names)}{hint}")
 
     def text(self, name: str) -> pa.Array:
         """A column as strings, null where empty; whole numbers as integers."""
@@ -132,9 +133,37 @@ def _readable(file: Path, advice: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
+        line = _first_not_utf8(file) if file.suffix == ".csv" else None
+        if line:
+            raise LogError(
+                f"{file}: line {line} is not in UTF-8; allowed: text in UTF-8. Save it so (spreadsheets call "
+                f"it CSV UTF-8), or, if it is in Latin-1: iconv -f LATIN1 -t UTF-8 {file.name} > NEW.csv"
+            ) from error
         raise LogError(
-            f"{file} is not a readable {file.suffix[1:]} file in UTF-8: {type(error).__name__}"
+            f"{file} is not a readable {file.suffix[1:]} file: {type(error).__name__}"
         ) from error  # its text could quote a row
+
+
+def _first_not_utf8(file: Path) -> int | None:
+    """Number of the first line that is not UTF-8, from 1."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return None
+
+
+def _separator_hint(names: list[str]) -> str:
+    """What to do where the first line of a CSV seems to have another separator than commas."""
+    for sign, word in ((";", "semicolons"), ("\t", "tabs")):
+        if any(sign in name for name in names):
+            return (
+                f". The first line holds {word}: if they separate the columns, write the file with commas "
+                "instead, and with points in decimal numbers"
+            )
+    return ""
 
 
 def _read_csv(file: Path) -> pa.Table:
@@ -147,12 +176,12 @@ def _csv_batches(file: Path) -> Iterator[pa.Table]:
     if not names or len(set(names)) < len(names):
         raise LogError(
             f"{file}: the first line has {', '.join(names) or 'nothing'}; "
-            "allowed: the names of the columns, each once"
+            f"allowed: the names of the columns, each once{_separator_hint(names)}"
         )
     broken: list[str] = []
 
     def skip(row: pyarrow.csv.InvalidRow) -> str:
-        broken.append(f"row {row.number} has {row.actual_columns} cells")
+        broken.append(f"row {row.number - 1} has {row.actual_columns} cells")  # as rows are counted elsewhere
         return "skip"
 
     reader = pa.csv.open_csv(
@@ -169,7 +198,10 @@ def _csv_batches(file: Path) -> Iterator[pa.Table]:
             yield pa.Table.from_batches([batch])
     if broken:
         more = f", and {len(broken) - 20} more" if len(broken) > 20 else ""
-        raise LogError(f"{file}: {', '.join(broken[:20])}{more}; allowed: {len(names)}, as in the first line")
+        hint = _separator_hint(names)
+        raise LogError(
+            f"{file}: {', '.join(broken[:20])}{more}; allowed: {len(names)}, as in the first line{hint}"
+        )
 
 
 def numbers(array: pa.Array) -> tuple[pa.Array, Bools]:
