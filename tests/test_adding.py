@@ -90,8 +90,12 @@ def test_a_session_that_is_there_and_one_that_overlaps_are_refused(tmp_path: Pat
     for name in ("sessions", "events"):
         rows = [{**row, "visit": "W99"} for row in cells(again / f"{name}.csv")]
         write(again / f"{name}.csv", rows)
-    with pytest.raises(LogError, match="overlap"):
+    with pytest.raises(LogError, match="overlap") as error:
         prepared(again, tmp_path / "b", tmp_path / "first")
+    assert (
+        "session_id W99, row 1: '03.03.2025 08:15'; allowed: not before the end of this user's previous "
+        f"session, session_id {first} (2025-03-03T07:29:00 in UTC), or"
+    ) in str(error.value)
     assert not (tmp_path / "b" / "log").exists() and not (tmp_path / "b" / "log.partial").exists()
 
 

@@ -180,6 +180,14 @@ def test_times_in_any_stated_form_become_utc(
     assert set(log.sessions["utc_offset_min"]) == {120 if "zone" in options else None}
 
 
+def test_of_a_local_time_that_comes_twice_the_first_is_meant(raw: Path, tmp_path: Path) -> None:
+    change(raw / "sessions.csv", 10, begin="26.10.2025 02:30", finish="26.10.2025 03:10")
+    (session,) = [s for s in run(raw, tmp_path / "run").sessions if s["session_id"] == "V10"]
+    assert session["started_at"] == datetime(2025, 10, 26, 0, 30, tzinfo=UTC)
+    assert session["ended_at"] == datetime(2025, 10, 26, 2, 10, tzinfo=UTC)
+    assert session["utc_offset_min"] == 120
+
+
 def test_stars_become_likes_and_dislikes(raw: Path, tmp_path: Path) -> None:
     rows = [row | {"stars": str(1 + i % 5)} for i, row in enumerate(cells(raw / "events.csv"))]
     write(raw / "events.csv", rows)
@@ -248,11 +256,26 @@ def test_faults_of_a_delivery_in_parts_name_rows_of_the_file(
 ) -> None:
     change(raw / "events.csv", 31, thumb="sideways")
     change(raw / "events.csv", 7, visit="V99")
+    change(raw / "events.csv", 8, visit="")
+    change(raw / "sessions.csv", 3, begin="soon")
+    change(raw / "sessions.csv", 9, visit="")
     whole = refusal(raw, tmp_path / "a")
     monkeypatch.setattr(delivery, "PART_BYTES", 500)
     parts = refusal(raw, tmp_path / "b")
     assert sorted(parts.splitlines()) == sorted(whole.splitlines())
-    assert "row 31" in parts and "row 7" in parts
+    assert "row 31" in parts and "row 7" in parts and "row 8" in parts
+    assert "column visit (session_id), session_id (empty), row 9: null; allowed: not empty" in parts
+
+
+def test_faults_of_sorted_sessions_quote_the_cells_of_a_delivery_in_parts(
+    raw: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    change(raw / "sessions.csv", 1, finish="06.03.2025 08:00")
+    monkeypatch.setattr(delivery, "PART_BYTES", 500)
+    assert (
+        "session_id V06, row 6: '05.03.2025 20:10'; allowed: not before the end of this user's previous "
+        "session, session_id V01 (row 1: '06.03.2025 08:00')"
+    ) in refusal(raw, tmp_path / "run")
 
 
 def test_data_map_names_a_map_elsewhere(raw: Path, tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """Bad tables and bad column maps: what is said, and that nothing half-written stays."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from test_table import Edit, cells, change, edit_map, raw, refusal, run, write
 
 from amrs.config.data import DataConfig
 from amrs.importers import IMPORTERS
+from amrs.importers.times import times
 from amrs.logs.schema import LogError
 
 __all__ = ["raw"]  # the fixture
@@ -50,19 +53,27 @@ BAD_CELLS: list[tuple[str, int, dict[str, str], str]] = [
         {"begin": "31.02.2025 08:15"},
         "(started_at), session_id V01: '31.02.2025 08:15'; allowed:",
     ),
+    (
+        "sessions.csv",
+        1,
+        {"begin": "30.03.2025 02:30"},
+        "column begin (started_at), session_id V01: '30.03.2025 02:30'; allowed: a time that clocks in "
+        "Europe/Berlin showed: this one they skipped (is the zone right?)",
+    ),
     ("sessions.csv", 1, {"begin": ""}, "column begin (started_at), session_id V01: null; allowed: not null"),
     (
         "sessions.csv",
         1,
         {"finish": "03.03.2025 08:00"},
-        "(ended_at), session_id V01: 2025-03-03T07:00:00+00:00; allowed: not before started_at",
+        "(ended_at), session_id V01, row 1: '03.03.2025 08:00'; allowed: not before started_at, "
+        "'03.03.2025 08:15', or null",
     ),
     (
         "sessions.csv",
         1,
         {"finish": "06.03.2025 08:00"},
-        "column begin (started_at), session_id V06: "
-        "2025-03-05T19:10:00+00:00; allowed: not before the end of this user's session",
+        "column begin (started_at), session_id V06, row 6: '05.03.2025 20:10'; allowed: not before the end "
+        "of this user's previous session, session_id V01 (row 1: '06.03.2025 08:00'), or they overlap",
     ),
     (
         "sessions.csv",
@@ -77,6 +88,24 @@ BAD_CELLS: list[tuple[str, int, dict[str, str], str]] = [
         "column how_ended (ended), session_id V01: 'crash'; allowed: closed, end",
     ),
     ("sessions.csv", 2, {"visit": "V01"}, "column visit (session_id), session_id V01: given again; allowed:"),
+    (
+        "sessions.csv",
+        1,
+        {"begin": "03.03.1925 08:15"},
+        "column begin (started_at), session_id V01, row 1: '03.03.1925 08:15'; allowed: 1971 up to 2100, UTC",
+    ),
+    (
+        "sessions.csv",
+        6,
+        {"visit": "", "mood_before": "9"},
+        "column visit (session_id), session_id (empty), row 6: null; allowed: not empty",
+    ),
+    (
+        "sessions.csv",
+        6,
+        {"visit": "", "mood_before": "9"},
+        "column mood_before (pre_valence), session_id (empty), row 6: '9'; allowed: a number in [1, 7]",
+    ),
     (
         "sessions.csv",
         2,
@@ -103,7 +132,25 @@ BAD_CELLS: list[tuple[str, int, dict[str, str], str]] = [
         "events.csv: column visit (session_id), session_id V77, row 1: 'V77'; allowed: a "
         "session of the sessions file",
     ),
+    (
+        "events.csv",
+        3,
+        {"visit": ""},
+        "column visit (session_id), session_id (empty), row 3: null; allowed: a session of the sessions file",
+    ),
     ("events.csv", 1, {"no": ""}, "column no (position), session_id V08, row 1: null; allowed: not empty"),
+    (
+        "events.csv",
+        1,
+        {"no": "x"},
+        "1 fault:\n  RAW/events.csv: column no (position), session_id V08, row 1: 'x'; allowed: a number (",
+    ),
+    (
+        "events.csv",
+        23,
+        {"no": " 1.0"},
+        "column no (position), session_id V08, row 23: '1.0', as in row 9; allowed: a position once",
+    ),
     (
         "events.csv",
         1,
@@ -116,6 +163,12 @@ BAD_CELLS: list[tuple[str, int, dict[str, str], str]] = [
         2,
         {"vec_3": ""},
         "columns vec_* (embedding), track_id S002, item 3: null; allowed: finite",
+    ),
+    (
+        "catalogue.csv",
+        2,
+        {"vec_3": "nan"},
+        "(embedding), track_id S002: 'nan'; allowed: a number (not nan, infinite or empty)",
     ),
     ("catalogue.csv", 2, {"vec_3": "x"}, "columns vec_* (embedding), track_id S002: 'x'; allowed: a number"),
     (
@@ -138,7 +191,7 @@ def test_a_bad_cell_is_named_by_file_column_row_and_what_is_allowed(
     raw: Path, tmp_path: Path, file: str, row: int, values: dict[str, str], message: str
 ) -> None:
     change(raw / file, row, **values)
-    assert message in refusal(raw, tmp_path / "run")
+    assert message in refusal(raw, tmp_path / "run").replace(str(raw), "RAW")
 
 
 def test_a_session_without_tracks_is_refused(raw: Path, tmp_path: Path) -> None:
@@ -159,6 +212,20 @@ def test_embeddings_of_different_length_are_refused(raw: Path, tmp_path: Path) -
 def test_local_times_without_a_zone_are_refused(raw: Path, tmp_path: Path) -> None:
     edit_map(raw, lambda m: m["sessions"]["columns"]["started_at"].pop("zone"))
     assert "with offset (or give its zone in the map)" in refusal(raw, tmp_path / "run")
+
+
+def test_a_skipped_local_time_is_refused_as_iso_8601_and_as_a_time_of_parquet_too() -> None:
+    text = pa.array(
+        ["2025-03-30 01:59", "2025-03-30 02:00", "2025-03-30 02:30+01:00", "2025-03-30 03:00", "?", None]
+    )
+    stamps, bad, skipped = times(text, None, None, "Europe/Berlin")
+    assert skipped.tolist() == [False, True, False, False, False, False]
+    assert bad.tolist() == [False, False, False, False, True, False]
+    assert stamps[2].as_py() == datetime(2025, 3, 30, 1, 30, tzinfo=UTC)
+    naive = pa.array([datetime(2025, 3, 30, 2, 59), datetime(2025, 3, 30, 3), None])
+    assert times(naive, None, None, "Europe/Berlin")[2].tolist() == [True, False, False]
+    without = times(naive, None, None, None)
+    assert without[1].tolist() == [True, True, False] and not without[2].any()
 
 
 def columns(part: str, **given: Any) -> Edit:
@@ -247,12 +314,54 @@ def test_a_map_that_is_missing_or_no_yaml_is_refused(raw: Path, tmp_path: Path) 
 def test_a_row_with_too_few_cells_is_named_by_its_number(raw: Path, tmp_path: Path) -> None:
     lines = (raw / "events.csv").read_text().splitlines()
     (raw / "events.csv").write_text("\n".join([*lines[:3], "V08,1", *lines[3:]]) + "\n")
-    assert "events.csv: row 4 has 2 cells; allowed: 5, as in the first line" in refusal(raw, tmp_path / "run")
+    assert "events.csv: row 3 has 2 cells; allowed: 5, as in the first line" in refusal(raw, tmp_path / "run")
 
 
-def test_a_file_that_is_not_utf8_is_refused(raw: Path, tmp_path: Path) -> None:
-    (raw / "events.csv").write_bytes((raw / "events.csv").read_bytes() + b"V01,9,\xff\xfe,1,\n")
-    assert "events.csv is not a readable csv file in UTF-8" in refusal(raw, tmp_path / "run")
+@pytest.mark.parametrize(
+    ("file", "old", "new", "line"),
+    [
+        ("sessions.csv", "panel", "Fläche", 1),
+        ("catalogue.csv", "Band 3,", "Bänd 3,", 4),
+        ("events.csv", "V01,9,", "V01,ä\n", 43),
+    ],
+    ids=["in the first line", "in a cell", "in a row with too few cells"],
+)
+def test_a_file_in_latin_1_is_refused_with_what_to_do(
+    raw: Path, tmp_path: Path, file: str, old: str, new: str, line: int
+) -> None:
+    text = (raw / file).read_text() + "V01,9,"
+    (raw / file).write_bytes(text.replace(old, new, 1).encode("latin-1"))
+    assert (
+        f"{file}: line {line} is not in UTF-8; allowed: text in UTF-8. Save it so (spreadsheets call it "
+        f"CSV UTF-8), or, if it is in Latin-1: iconv -f LATIN1 -t UTF-8 {file} > NEW.csv"
+    ) in refusal(raw, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            ",",
+            ";",
+            "no column visit; its columns are visit;no;song;played_s;thumb. The first line holds semicolons",
+        ),
+        (
+            ",",
+            "\t",
+            "thumb. The first line holds tabs: if they separate the columns, write the file with commas",
+        ),
+        (".", ",", "as in the first line. The first line holds semicolons: if they"),
+    ],
+    ids=["semicolons", "tabs", "semicolons and decimal commas"],
+)
+def test_another_separator_than_a_comma_is_told(
+    raw: Path, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    text = (raw / "events.csv").read_text()
+    if old == ".":
+        text = text.replace(",", ";")
+    (raw / "events.csv").write_text(text.replace(old, new))
+    assert message in refusal(raw, tmp_path / "run")
 
 
 def test_a_missing_raw_dir_is_refused(tmp_path: Path) -> None:

@@ -86,19 +86,25 @@ BAD_SESSIONS: list[tuple[dict[str, Any], str]] = [
     # times
     (
         {"started_at": pa.array([hour(1), hour(5), datetime(1970, 1, 20, tzinfo=UTC)], TIME)},
-        "sessions.started_at, session_id s3: 1970-01-20T00:00:00+00:00; allowed: 1971 up to 2100, UTC",
+        "sessions.started_at, session_id s3: 1970-01-20T00:00:00 in UTC, as converted "
+        "(search for session_id s3); allowed: 1971 up to 2100, UTC",
     ),
     (
         {"ended_at": pa.array([hour(0), None, None], TIME)},
-        "sessions.ended_at, session_id s1: 2024-05-01T00:00:00+00:00; allowed: not before started_at",
+        "sessions.ended_at, session_id s1: 2024-05-01T00:00:00 in UTC, as converted "
+        "(search for session_id s1); allowed: not before started_at, 2024-05-01T01:00:00 in UTC, or null",
     ),
     (
         {"started_at": pa.array([hour(5), hour(1), hour(2)], TIME), "ended_at": None},
-        "sessions.started_at, session_id s2: 2024-05-01T01:00:00+00:00; allowed: not before this user's",
+        "sessions.started_at, session_id s2: 2024-05-01T01:00:00 in UTC, as converted "
+        "(search for session_id s2); allowed: not before this user's previous session, "
+        "session_id s1 (2024-05-01T05:00:00 in UTC)",
     ),
     (
         {"ended_at": pa.array([hour(5.5), hour(6), None], TIME)},
-        "sessions.started_at, session_id s2: 2024-05-01T05:00:00+00:00; allowed: not before the end of this",
+        "sessions.started_at, session_id s2: 2024-05-01T05:00:00 in UTC, as converted "
+        "(search for session_id s2); allowed: not before the end of this user's previous session, "
+        "session_id s1 (2024-05-01T05:30:00 in UTC), or they overlap",
     ),
     (
         {"user_id": ["secret-1", "secret-2", "secret-1"], "ended_at": None},

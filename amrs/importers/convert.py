@@ -1,18 +1,21 @@
 """One of our columns from one of theirs, every value that does not convert being noted as a fault."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from amrs.importers.column_map import Column
-from amrs.importers.reading import Raw, numbers, scaled, times
+from amrs.importers.reading import Raw, numbers, scaled
+from amrs.importers.times import times
 from amrs.logs.faults import Bools, Faults
 from amrs.logs.validation import mask
 
 Converter = Callable[[Raw, Column, str, pa.Array, Faults], pa.Array]
 _PER_SECOND = {"s": 1.0, "ms": 0.001}
+_NUMBER, _NEEDED = "a number, or empty", "a number (not nan, infinite or empty)"
+"""What is allowed where a cell may be empty, and where it may not."""
 
 
 def convert(raw: Raw, column: Column, part: str, ids: pa.Array, faults: Faults) -> pa.Array:
@@ -29,13 +32,15 @@ def text(raw: Raw, column: Column, where: str, ids: pa.Array, faults: Faults) ->
 def moment(raw: Raw, column: Column, where: str, ids: pa.Array, faults: Faults) -> pa.Array:
     """A time, as timestamp[ms, UTC]."""
     given = raw.column(column.theirs[0])
-    stamps, bad = times(given, column.unit, column.format, column.zone)
+    stamps, bad, skipped = times(given, column.unit, column.format, column.zone)
     if column.unit:
         allowed = f"a number, in {column.unit} since 1970"
     else:
         allowed = f"a time like {column.format}" if column.format else "an ISO 8601 time"
         allowed += f", in {column.zone}" if column.zone else " with offset (or give its zone in the map)"
     faults.add_rows(where, bad, ids, given, allowed)
+    allowed = f"a time that clocks in {column.zone} showed: this one they skipped (is the zone right?)"
+    faults.add_rows(where, skipped, ids, given, allowed)
     return stamps
 
 
@@ -69,7 +74,8 @@ def rating(raw: Raw, column: Column, where: str, ids: pa.Array, faults: Faults) 
 
 def amount(raw: Raw, column: Column, where: str, ids: pa.Array, faults: Faults) -> pa.Array:
     """A number; in seconds where it has a unit."""
-    number = _plain(raw, column, where, ids, faults)
+    allowed = _NEEDED if column.ours == "position" else _NUMBER
+    number = _plain(raw, column, where, ids, faults, allowed)
     return pc.multiply(number, _PER_SECOND[column.unit]) if column.unit else number
 
 
@@ -83,7 +89,13 @@ def minutes(raw: Raw, column: Column, where: str, ids: pa.Array, faults: Faults)
 
 def context(raw: Raw, column: Column, where: str, ids: pa.Array, faults: Faults) -> pa.Array:
     """Several columns as one list a row; null where all are empty."""
-    each = [_plain(raw, Column("context", (name,)), where, ids, faults) for name in column.theirs]
+    return _vectors(raw, column.theirs, where, ids, faults, _NUMBER)
+
+
+def _vectors(
+    raw: Raw, names: Sequence[str], where: str, ids: pa.Array, faults: Faults, allowed: str
+) -> pa.Array:
+    each = [_plain(raw, Column("", (name,)), where, ids, faults, allowed) for name in names]
     values = np.column_stack([np.asarray(array, dtype=float) for array in each])
     offsets = np.arange(len(values) + 1) * values.shape[1]
     flat = pa.array(values.ravel(), pa.float32(), from_pandas=True)
@@ -97,7 +109,7 @@ def embedding(raw: Raw, column: Column, where: str, ids: pa.Array, faults: Fault
         names = [name for name in raw.table.column_names if name.startswith(column.prefix)]
         if not names:
             raw.missing(f"{column.prefix}*")
-        return context(raw, Column("context", tuple(names)), where, ids, faults)
+        return _vectors(raw, names, where, ids, faults, _NEEDED)
     given = raw.column(column.theirs[0])
     if _is_list(given):
         return given
@@ -151,11 +163,13 @@ CONVERTERS: dict[str, Converter] = {
 """How each of our columns is read; those not named here are text."""
 
 
-def _plain(raw: Raw, column: Column, where: str, ids: pa.Array, faults: Faults) -> pa.Array:
+def _plain(
+    raw: Raw, column: Column, where: str, ids: pa.Array, faults: Faults, allowed: str = _NUMBER
+) -> pa.Array:
     given = raw.column(column.theirs[0])
     value, bad = numbers(given)
     bad |= ~mask(pc.fill_null(pc.is_finite(value), True))
-    faults.add_rows(where, bad, ids, given, "a number, or empty")
+    faults.add_rows(where, bad, ids, given, allowed)
     return value
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import ClassVar, NoReturn
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -24,7 +23,6 @@ MISSING = ["", "NA", "N/A", "null", "NULL"]
 _NUMBER = r"^-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^(?i:-?(nan|inf|infinity))$"
 _BLOCK, _ROWS = 1 << 23, 1 << 18
 """Bytes of CSV, and rows of Parquet, that are read at a time."""
-_UNITS_MS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,9 @@ class Raw:
 
     def missing(self, name: str) -> NoReturn:
         """Say that there is no such column, and which there are."""
-        names = ", ".join(self.table.column_names)
-        raise LogError(f"{self.file}: no column {name}; its columns are {names}")
+        names = self.table.column_names
+        hint = _separator_hint(names) if self.file.suffix == ".csv" else ""
+        raise LogError(f"{self.file}: no column {name}; its columns are {', '.join(names)}{hint}")
 
     def text(self, name: str) -> pa.Array:
         """A column as strings, null where empty; whole numbers as integers."""
@@ -134,9 +133,37 @@ def _readable(file: Path, advice: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
+        line = _first_not_utf8(file) if file.suffix == ".csv" else None
+        if line:
+            raise LogError(
+                f"{file}: line {line} is not in UTF-8; allowed: text in UTF-8. Save it so (spreadsheets call "
+                f"it CSV UTF-8), or, if it is in Latin-1: iconv -f LATIN1 -t UTF-8 {file.name} > NEW.csv"
+            ) from error
         raise LogError(
-            f"{file} is not a readable {file.suffix[1:]} file in UTF-8: {type(error).__name__}"
+            f"{file} is not a readable {file.suffix[1:]} file: {type(error).__name__}"
         ) from error  # its text could quote a row
+
+
+def _first_not_utf8(file: Path) -> int | None:
+    """Number of the first line that is not UTF-8, from 1."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return None
+
+
+def _separator_hint(names: list[str]) -> str:
+    """What to do where the first line of a CSV seems to have another separator than commas."""
+    for sign, word in ((";", "semicolons"), ("\t", "tabs")):
+        if any(sign in name for name in names):
+            return (
+                f". The first line holds {word}: if they separate the columns, write the file with commas "
+                "instead, and with points in decimal numbers"
+            )
+    return ""
 
 
 def _read_csv(file: Path) -> pa.Table:
@@ -149,12 +176,12 @@ def _csv_batches(file: Path) -> Iterator[pa.Table]:
     if not names or len(set(names)) < len(names):
         raise LogError(
             f"{file}: the first line has {', '.join(names) or 'nothing'}; "
-            "allowed: the names of the columns, each once"
+            f"allowed: the names of the columns, each once{_separator_hint(names)}"
         )
     broken: list[str] = []
 
     def skip(row: pyarrow.csv.InvalidRow) -> str:
-        broken.append(f"row {row.number} has {row.actual_columns} cells")
+        broken.append(f"row {row.number - 1} has {row.actual_columns} cells")  # as rows are counted elsewhere
         return "skip"
 
     reader = pa.csv.open_csv(
@@ -171,7 +198,10 @@ def _csv_batches(file: Path) -> Iterator[pa.Table]:
             yield pa.Table.from_batches([batch])
     if broken:
         more = f", and {len(broken) - 20} more" if len(broken) > 20 else ""
-        raise LogError(f"{file}: {', '.join(broken[:20])}{more}; allowed: {len(names)}, as in the first line")
+        hint = _separator_hint(names)
+        raise LogError(
+            f"{file}: {', '.join(broken[:20])}{more}; allowed: {len(names)}, as in the first line{hint}"
+        )
 
 
 def numbers(array: pa.Array) -> tuple[pa.Array, Bools]:
@@ -190,47 +220,3 @@ def scaled(array: pa.Array, low: float, high: float, column: str, ids: pa.Array,
     bad |= mask(pc.invert(inside))
     faults.add_rows(column, bad, ids, array, f"a number in [{low:g}, {high:g}], or empty")
     return pc.divide(pc.subtract(value, low), high - low)
-
-
-def times(array: pa.Array, unit: str | None, form: str | None, zone: str | None) -> tuple[pa.Array, Bools]:
-    """Times as timestamp[ms, UTC], and where a value is none (null there).
-
-    `unit` (s, ms, us) reads numbers since 1970; `form` is a strptime format; without either the text is
-    ISO 8601. A time without offset is local in `zone` (of a time that a clock change repeats, the first);
-    without `zone` it is refused.
-    """
-    missing = mask(pc.is_null(array))
-    if unit:
-        value, bad = numbers(array)
-        value = np.where(bad | missing, np.nan, np.asarray(value, dtype=float)) * _UNITS_MS[unit]
-        bad |= ~missing & ~(np.abs(value) < 1e14)
-        milliseconds = pa.array(np.where(bad | missing, 0, value).astype(np.int64), mask=bad | missing)
-        return milliseconds.cast(pa.timestamp("ms", "UTC")), bad
-    if pa.types.is_timestamp(array.type):
-        series = pd.Series(array.to_pandas())
-        stamps = series if series.dt.tz is not None else _local(series, zone)
-    else:
-        text = pd.Series(array.cast(pa.string()).to_pandas(), dtype=object)
-        zoned = text.str.contains(r"(?:[zZ]|[+-]\d\d:?\d\d)$", na=False) & text.str.contains(":", na=False)
-        form = form or "ISO8601"
-        stamps = _local(pd.to_datetime(text.mask(zoned), format=form, errors="coerce"), zone)
-        exact = pd.to_datetime(text.where(zoned), format=form, errors="coerce", utc=True)
-        stamps = stamps.where(~zoned, exact)
-    stamps = stamps.dt.tz_convert("UTC")
-    result = pa.Array.from_pandas(stamps).cast(pa.timestamp("ms", "UTC"), safe=False)
-    return result, mask(pc.is_null(result)) & ~missing
-
-
-def _local(series: "pd.Series[pd.Timestamp]", zone: str | None) -> "pd.Series[pd.Timestamp]":
-    if zone is None:
-        return pd.Series(pd.NaT, index=series.index, dtype="datetime64[ms, UTC]")
-    first = np.ones(len(series), dtype=bool)
-    local = series.dt.tz_localize(zone, ambiguous=first, nonexistent="shift_forward")
-    return local.dt.tz_convert("UTC")
-
-
-def offsets_min(stamps: pa.Array, zone: str) -> pa.Array:
-    """Local time in `zone` minus UTC, in minutes."""
-    local = pc.local_timestamp(stamps.cast(pa.timestamp("ms", zone)))
-    minutes = pc.divide(pc.subtract(local.cast(pa.int64()), stamps.cast(pa.int64())), 60_000)
-    return minutes.cast(pa.int16())

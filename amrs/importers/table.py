@@ -6,6 +6,7 @@ or `played_at` (without either, of the file). Letters: S sessions, E events.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,9 +20,11 @@ from amrs.importers.column_map import Column, ColumnMap, Part, read_map
 from amrs.importers.convert import convert
 from amrs.importers.delivery import delivered
 from amrs.importers.embeddings import embedding_is, with_embeddings
-from amrs.importers.reading import Raw, offsets_min, read_raw
+from amrs.importers.places import named_rows, places, session_cell
+from amrs.importers.reading import Floats, Raw, read_raw
+from amrs.importers.times import offsets_min
 from amrs.logs.adding import add_sessions
-from amrs.logs.faults import Faults, LogError
+from amrs.logs.faults import Faults, Ints, LogError, Origin, shown
 from amrs.logs.schema import KINDS, Metadata, write_log
 from amrs.logs.validation import codes, mask, repeated
 
@@ -40,7 +43,8 @@ def importer(config: DataConfig, folder: Path) -> None:
     columns = read_map(file, embedding=config.embeddings is None)
     advice = f"{file} says that it is there"
     files = {name: root / part.file for name, part in columns.parts.items()}
-    faults = Faults(_source(columns, files, str(root)))
+    named = places(columns, files, str(root))
+    faults = Faults(named)
     folder.mkdir(parents=True, exist_ok=True)
     with delivered(columns, files, advice, folder) as parts, TemporaryDirectory(dir=folder) as scratch:
         catalogue = _catalogue(read_raw(files["catalogue"], advice), columns.parts["catalogue"], faults)
@@ -54,23 +58,12 @@ def importer(config: DataConfig, folder: Path) -> None:
         faults.raise_any()
         catalogue = with_embeddings(catalogue, config.embeddings)
         columns = replace(columns, embedding_is=embedding_is(config.embeddings) or columns.embedding_is)
-        found = (joined.shards(), catalogue, seen.metadata(columns, catalogue), faults.source)
+        source = Origin(named, partial(session_cell, parts, columns.parts["sessions"]))
+        found = (joined.shards(), catalogue, seen.metadata(columns, catalogue), source)
         if config.base is None:
             write_log(folder / "log", *found)
         else:
             add_sessions(folder / "log", Path(config.base) / "log", *found)
-
-
-def _source(columns: ColumnMap, files: dict[str, Path], root: str) -> dict[str, str]:
-    """File and column, in the user's names, of each of ours; plays are checked as columns of sessions."""
-    places = {"": root}
-    for name, part in columns.parts.items():
-        for ours, column in part.columns.items():
-            place = f"{files[name]}: {column.shown} ({ours})"
-            places[f"{name}.{ours}"] = place
-            if name == "events":
-                places.setdefault(f"sessions.{ours}", place)
-    return places
 
 
 def _ids(raw: Raw, part: Part, key: str) -> pa.Array:
@@ -84,35 +77,72 @@ def _catalogue(raw: Raw, part: Part, faults: Faults) -> pa.Table:
 
 
 def _sessions(raw: Raw, part: Part, faults: Faults) -> pa.Table:
+    """Sessions in the order of user and time."""
     ids = _ids(raw, part, "session_id")
-    table = {name: convert(raw, column, "sessions", ids, faults) for name, column in part.columns.items()}
+    named = named_rows(raw, ids)
+    table = {name: convert(raw, column, "sessions", named, faults) for name, column in part.columns.items()}
     zone = part.columns["started_at"].zone
     if zone and "utc_offset_min" not in table:
         table["utc_offset_min"] = offsets_min(table["started_at"], zone)
     again = repeated(codes(ids)) & mask(pc.is_valid(ids))
+    faults.add_rows("sessions.session_id", mask(pc.is_null(ids)), named, ids, "not empty")
     faults.add_rows("sessions.session_id", again, ids, "given again", "every session once")
-    return pa.table(table)
+    sessions = pa.table({**table, "row": np.arange(len(ids))})
+    keys = [(name, "ascending") for name in ("user_id", "started_at", "row")]
+    return sessions.take(pc.sort_indices(sessions, keys)).drop_columns("row")
 
 
 def _events(raw: Raw, part: Part, sessions: pa.Table, catalogue: pa.Table, faults: Faults) -> pa.Table:
-    """Events with `session`, the row of their session (-1 if unknown), in the order of the file."""
+    """Events with `session`, the row of their session (-1 if unknown), in the order of their plays."""
     given = _ids(raw, part, "session_id")
-    ids = pc.binary_join_element_wise(given, raw.rows().cast(pa.string()), ", row ")
+    ids = named_rows(raw, given, always=True)
     table = {name: convert(raw, column, "events", ids, faults) for name, column in part.columns.items()}
     session = codes(given, sessions["session_id"].combine_chunks())
     faults.add_rows("events.session_id", session < 0, ids, given, "a session of the sessions file")
     for name in ("position", "played_at"):
-        if name in table:
-            faults.add_rows(
-                f"events.{name}",
-                mask(pc.is_null(table[name])) & mask(pc.is_valid(given)),
-                ids,
-                table[name],
-                "not empty: it orders the tracks of a session",
-            )
+        if name in table and table[name].null_count:
+            # Only cells that are empty: of those that do not convert it is said already.
+            cells = raw.column(part.columns[name].theirs[0])
+            allowed = "not empty: it orders the tracks of a session"
+            empty = mask(pc.is_null(cells)) & mask(pc.is_valid(given))
+            faults.add_rows(f"events.{name}", empty, ids, cells, allowed)
     if part.columns.get("engagement", Column("", ())).unit:
         table["engagement"] = _fraction(table["engagement"], table["track_id"], catalogue, faults)
-    return pa.table({**table, "session": session})
+    events = pa.table({**table, "session": session})
+    keys = [events[name].to_numpy() for name in ("position", "played_at") if name in table]
+    order_E = np.lexsort((*keys, session))  # stable: ties keep the file's order
+    if "position" in table:
+        _check_positions(raw, part.columns["position"], session, keys[0], order_E, ids, faults)
+    kept = [name for name in events.column_names if name not in ("session_id", "position", "played_at")]
+    return events.select(kept).take(pa.array(order_E))
+
+
+def _check_positions(
+    raw: Raw,
+    column: Column,
+    session_E: Ints,
+    position_E: Floats,
+    order_E: Ints,
+    ids: pa.Array,
+    faults: Faults,
+) -> None:
+    """Two plays at one position have no order; `order_E` has put them next to each other."""
+    first, second = order_E[:-1], order_E[1:]
+    same = (session_E[first] == session_E[second]) & (position_E[first] == position_E[second])
+    same &= session_E[first] >= 0
+    if not same.any():
+        return
+    first, second = first[same], second[same]
+    again = np.zeros(len(order_E), dtype=bool)
+    again[second] = True
+    cells, rows = raw.column(column.theirs[0]), raw.rows()
+    faults.add_rows(
+        "events.position",
+        again,
+        ids,
+        lambda i: f"{shown(cells[i].as_py())}, as in row {rows[int(first[second == i][0])]}",
+        "a position once in a session",
+    )
 
 
 def _fraction(seconds: pa.Array, tracks: pa.Array, catalogue: pa.Table, faults: Faults) -> pa.Array:
@@ -132,24 +162,13 @@ def _fraction(seconds: pa.Array, tracks: pa.Array, catalogue: pa.Table, faults: 
 
 
 def _join(sessions: pa.Table, events: pa.Table) -> pa.Table:
-    """Sessions in the order of user and time, with the lists of their plays."""
-    count = len(sessions)
-    place = np.empty(count, dtype=np.int64)
-    order_S = pc.sort_indices(
-        sessions.append_column("row", pa.array(np.arange(count))),
-        [("user_id", "ascending"), ("started_at", "ascending"), ("row", "ascending")],
-    )
-    place[np.asarray(order_S, dtype=np.int64)] = np.arange(count)
-    session_E = place[events["session"].to_numpy()]
-    keys = [events[name].to_numpy() for name in ("position", "played_at") if name in events.column_names]
-    order_E = pa.array(np.lexsort((*keys, session_E)))  # lexsort is stable: ties keep the file's order
-    length_S = np.bincount(session_E, minlength=count)
+    """Sessions with the lists of their plays."""
+    length_S = np.bincount(events["session"].to_numpy(), minlength=len(sessions))
     offset_S = pa.array(np.r_[0, np.cumsum(length_S)], pa.int32())
-    sessions = sessions.take(order_S)
     for name in events.column_names:
-        if name not in ("session", "session_id", "position", "played_at"):
-            items = events[name].combine_chunks().take(order_E)
-            sessions = sessions.append_column(name, pa.ListArray.from_arrays(offset_S, items))
+        if name != "session":
+            items = pa.ListArray.from_arrays(offset_S, events[name].combine_chunks())
+            sessions = sessions.append_column(name, items)
     return sessions
 
 

@@ -248,7 +248,7 @@ def _write_tables(
         session_ids.append(wide["session_id"])
         users.append(pc.unique(wide["user_id"]))
     if not users:
-        raise LogError(f"{source if isinstance(source, str) else source.get('', 'the log')}: no sessions")
+        raise LogError(f"{Faults(source).origin.places.get('', 'the log')}: no sessions")
     _check_across(session_ids, users, source)
     return digest.hexdigest()[:16]
 

@@ -166,7 +166,13 @@ def _check_times(table: pa.Table, ids: pa.Array, faults: Faults) -> None:
         early, late = pc.less(times, pa.scalar(EARLIEST)), pc.greater_equal(times, pa.scalar(LATEST))
         bad = mask(pc.or_(early, late))
         add(f"sessions.{name}", bad, ids, times, f"{EARLIEST:%Y} up to {LATEST:%Y}, UTC")
-    add("sessions.ended_at", mask(pc.less(end, start)), ids, end, "not before started_at, or null")
+    add(
+        "sessions.ended_at",
+        mask(pc.less(end, start)),
+        ids,
+        end,
+        lambda i: f"not before started_at, {faults.cell('sessions.started_at', ids, start, i)}, or null",
+    )
 
 
 def _check_order(table: pa.Table, ids: pa.Array, faults: Faults) -> None:
@@ -188,14 +194,27 @@ def _check_order(table: pa.Table, ids: pa.Array, faults: Faults) -> None:
     )
     start, end = table["started_at"], table["ended_at"]
     late = np.concatenate([[False], same & mask(pc.less(start[1:], start[:-1]))])
-    add("sessions.started_at", late, ids, start, "not before this user's session in the row above")
+    add(
+        "sessions.started_at",
+        late,
+        ids,
+        start,
+        lambda i: (
+            "not before this user's previous session, "
+            + faults.session("sessions.started_at", ids, start, i - 1)
+        ),
+    )
     over = np.concatenate([[False], same & mask(pc.less(start[1:], end[:-1]))]) & ~late
     add(
         "sessions.started_at",
         over,
         ids,
         start,
-        "not before the end of this user's session in the row above (they overlap)",
+        lambda i: (
+            "not before the end of this user's previous session, "
+            + faults.session("sessions.ended_at", ids, end, i - 1)
+            + ", or they overlap"
+        ),
     )
 
 

@@ -3,7 +3,7 @@
 import difflib
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 from amrs.config.groups import UtilityConfig
@@ -11,6 +11,7 @@ from amrs.data import SessionDataModule
 from amrs.importers import IMPORTERS
 from amrs.logs.mapped import open_flat
 from amrs.logs.schema import read_log
+from amrs.logs.summary import sessions_in_modes, summary
 from amrs.runs import Run
 
 
@@ -20,13 +21,15 @@ def run(run: Run, folder: Path) -> None:
     folder.mkdir()
     IMPORTERS[run.config.data.name](run.config.data, folder)
     log = read_log(folder / "log")
-    modes = log.metadata.modes
-    played = {modes[k] for k in open_flat(folder / "log", log).mode_S.unique().tolist() if k >= 0}
-    for line in doubtful_modes(modes, played, run.config.utility):
+    listeners = len(open_flat(folder / "log", log).user_ids)  # made here, for all stages
+    doubts = doubtful_modes(log.metadata.modes, sessions_in_modes(log), run.config.utility)
+    for line in (*summary(log, listeners), *doubts):
         print(f"prepare: {line}", file=sys.stderr)
 
 
-def doubtful_modes(modes: Sequence[str], played: Collection[str], utility: UtilityConfig) -> Iterator[str]:
+def doubtful_modes(
+    modes: Sequence[str], played: Container[str | None], utility: UtilityConfig
+) -> Iterator[str]:
     """What may be a slip of the pen among the log's modes: each is a mode of its own, whatever it is called.
 
     Args:
