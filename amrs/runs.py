@@ -283,6 +283,11 @@ def _pinned(stage: str, role: str, config: Config, folder: Path, key: str = "par
             f"{named}: trained on the user split {split}, but this command tests on "
             f"{asdict(config.data.split)}: its training users may be test users here"
         )
+    if role == "judge" and (users := provenance["settings"]["world_model"]["users"]) != "judge":
+        raise RunError(
+            f"{named}: trained with world_model.users={users}, so it saw the labeller's listeners; give a "
+            "run with world_model.users=judge"
+        )
     return Run(stage, role, config, {}, provenance["fingerprint"], folder, pinned=True)
 
 

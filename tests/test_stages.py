@@ -111,8 +111,11 @@ def test_a_judge_that_labelled_is_refused(evaluated: Done) -> None:
         json.loads((f / "provenance.json").read_text())["role"]: f for f in folders(runs, "world_model")[:3]
     }
     for role in ("labeller", "world_model"):
-        done = train("stage=evaluate", *TINY, f"runs={runs}", f"parents.judge={roles[role]}", check=False)
-        assert done.returncode == 1 and "judge" in done.stderr
+        done = train("stage=evaluate", *TINY, f"runs={runs}", f"parents.judge={roles[role]}",
+                     "dpo.beta=0.3", check=False)  # fmt: skip
+        users = {"world_model": "all"}.get(role, role)
+        assert done.returncode == 1 and f"trained with world_model.users={users}" in done.stderr
+        assert "running" not in done.stderr, "told before anything is trained"
 
 
 def test_a_pin_to_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -163,17 +163,11 @@ def _off_policy(run: Run, data: SessionDataModule, part: int) -> list[Row]:
 
 
 def _refuse_partial_judge(run: Run) -> None:
-    """The judge must not have labelled the pairs, nor share a listener with what did."""
+    """The judge must not have labelled the pairs; `plan` sees to it that they share no listener."""
     labeller, judge = run.parents["labeller"], run.parents["judge"]
     labelled_by = read_json(run.parents["preferences"].folder / "provenance.json")["fingerprints"]["labeller"]
     if judge.fingerprint in (labeller.fingerprint, labelled_by):
         raise RunError(f"{judge.folder} labelled the pairs and cannot judge them; give another parents.judge")
-    users = read_json(judge.folder / "provenance.json")["settings"]["world_model"]["users"]
-    if users != "judge":
-        raise RunError(
-            f"{judge.folder} was trained with world_model.users={users}, so it saw the labeller's listeners; "
-            "parents.judge needs world_model.users=judge"
-        )
 
 
 def _provenance(run: Run, data: SessionDataModule, sessions: Sessions) -> dict[str, Any]:
