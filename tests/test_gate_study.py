@@ -14,12 +14,12 @@ from amrs.studies import gate
 from amrs.studies.gate import EFFECTS, PLAIN, TRAPS, parts, rows, worlds
 
 
-def test_sixty_worlds_are_null_or_traps_by_default() -> None:
+def test_a_hundred_worlds_are_null_or_traps_by_default() -> None:
     config = load(["stage=evaluate", "evaluate.study=gate"])
     kinds = [world.kind for world in worlds(config)]
-    assert sum(kind in TRAPS for kind in kinds) == 60 and kinds.count(PLAIN) == 15
+    assert sum(kind in TRAPS for kind in kinds) == 100 and kinds.count(PLAIN) == 25
     assert {kind: kinds.count(kind) for kind in EFFECTS if kind != PLAIN} == {
-        "effect=1": 5, "effect=2,users=600": 5,
+        "effect=1": 8, "effect=2,users=600": 8,
     }  # fmt: skip
     assert set(kinds[: len(TRAPS) + 1]) == {*TRAPS, PLAIN}, "kinds take turns"
 
@@ -68,3 +68,22 @@ def test_the_rate_is_the_share_of_worlds_with_its_exact_interval(monkeypatch: py
     # One of twenty: Clopper and Pearson [.0013, .2487].
     assert traps.value == pytest.approx(0.05) and traps.n == 20
     assert [traps.low, traps.high] == pytest.approx([0.0013, 0.2487], abs=1e-4)
+
+
+def test_late_harm_that_does_not_come_is_no_trap(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load(["stage=evaluate", "evaluate.study=gate", "evaluate.gate_worlds=2"])
+    later = Row(
+        "realised", "dpo", "valence", "later_gain", "mean", "all", -0.01, None, None, 60, "scale points"
+    )
+    verdict = Row("gate", "dpo", "all", "verdict", "mean", "all", 1.0, None, None, 20, "1 passed")
+
+    def load_world(folder: Path) -> Report:
+        return Report([verdict, replace(later, value=0.01 if folder.name == "late_harm_1" else -0.01)], {})
+
+    parents = {w.name: Run("stress", "stress", config, {}, w.name, Path(w.name)) for w in worlds(config)}
+    monkeypatch.setattr(gate, "load", load_world)
+    run = Run("evaluate", "evaluate", config, parents, "f", Path("f"))
+    count = {row.group: row.n for row in rows(run)}
+    assert count["world:late_harm"] == 1 and count["world:late_harm_without_harm"] == 1
+    assert count["world:all_traps"] == 7 and count["world:traps_in_the_log"] == 5
+    assert not any("late_harm_1 " in note for note in gate.notes(run))

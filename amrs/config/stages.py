@@ -287,9 +287,10 @@ class EvaluateConfig:
     """Bootstrap draws of users for each interval, 100 or more."""
     tolerance: float = 0.15
     """Error in scale points that a trusted horizon allows (90 % upper bound), above 0; for study rollouts."""
-    gate_worlds: int = 15
-    """gate: small worlds of each of the four traps, and of the effect that drifts in one; 1 or more."""
-    gate_effects: int = 5
+    gate_worlds: int = 25
+    """gate: small worlds of each of the four traps, and of the effect that drifts in one; 1 or more. A log
+    can show three of the traps: of 75 worlds two may pass with an upper bound of 9 %."""
+    gate_effects: int = 8
     """gate: small worlds of each other effect, 0 or more."""
     policies: list[PolicyName] = field(default_factory=lambda: list(get_args(PolicyName)))
     """Policies to compare; Copycat always is, production only where there is a platform."""
