@@ -614,3 +614,18 @@ def test_a_perturbation_that_was_tried_and_never_broke_the_gain_says_so():
     )
     assert shown(rows[:2]) == ([header[0], header[2]], [["DPO", "not broken", "not broken"]])
     assert stress.breaking_table(Report([row(**keys)], {})) is None, "nothing was tried"
+
+
+def test_the_page_says_what_is_left_of_a_true_gain_after_many_sessions(full):
+    from amrs.report import stress
+
+    keys = {"section": "realised", "subject": "dpo", "signal": "valence", "unit": "scale points"}
+    more = row(**keys, metric="later_gain", n=400, **around(-0.01, 0.02))
+    before = stressed(full)
+    assert stress.lasting_table(before) is None
+    table = stress.lasting_table(Report([*before.rows, more], before.provenance))
+    (line,) = table.rows
+    gain = full.one(section="realised", subject="dpo", signal="valence", metric="gain")
+    assert [line[0].text, line[3].text] == ["DPO", "400"]
+    assert line[1].text == f"{gain.value:+.4f}" and line[2].text == "-0.0100"
+    assert line[2].interval == "[-0.0300, +0.0100]"

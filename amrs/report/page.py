@@ -139,6 +139,7 @@ def _harm(report: Report) -> list[Part]:
     return [
         _part("Sessions that end worse", prose.HARM_BOUND, stress.harm_panels(report),
               stress.harm_table(report), legend=("realised", "judge", "limit")),
+        _part("Does a gain last?", prose.LASTING, (), stress.lasting_table(report)),
         _part("The gate", prose.GATE, (), stress.gate_table(report)),
         _part("What the judge's promises rest on", prose.JUDGE, (), stress.judge_table(report)),
         _part("How wrong may the judge be?", prose.BREAKING, (), stress.breaking_table(report)),

@@ -110,6 +110,11 @@ HARM_BOUND = (
     "The upper end counts listeners, not sessions: where nobody is harmed among 3 listeners it is .708, "
     "among 30 it is .116, among 100 it is .036."
 )
+LASTING = (
+    "On the synthetic platform listeners can be followed through twenty sessions in a row under one policy. "
+    "What is given now and taken back later shows here and in no simulation of one session; where there is "
+    "no platform, the gate asks the log (later reports on earlier sessions)."
+)
 GATE = (
     "Every threshold must hold before a policy may be exported; configs/gate.yaml gives the reasons. The "
     "figures are the judge's or of held-out reports. What was realised never enters: where a policy is to "

@@ -125,6 +125,21 @@ def harm_table(report: Report) -> Table | None:
     return Table(headed(caption, report, "harm"), header, lines, heads=2)
 
 
+def lasting_table(report: Report) -> Table | None:
+    """What is left of a true gain in valence after many sessions of the policy."""
+    found = [
+        (label(name), report.one(section="realised", subject=name, signal="valence", metric="gain"), row)
+        for name in _tried(report, "stress")
+        if (row := report.one(section="realised", subject=name, signal="valence", metric="later_gain"))
+    ]
+    lines = [
+        [Cell(name), row_cell(once), row_cell(later), Cell(f"{later.n:,}")] for name, once, later in found
+    ]
+    header = ["Policy", "One session", "Sessions 11 to 20 in a row", "Later sessions simulated"]
+    caption = "Realised gain in valence over Copycat, in scale points"
+    return Table(headed(caption, report, "harm"), header, lines) if lines else None
+
+
 def breaking_table(report: Report) -> Table | None:
     """How strong each perturbation must be until the gain in valence is gone."""
     rows = [row for row in report.rows if (row.section, row.signal) == ("stress", "valence")]

@@ -57,10 +57,10 @@ LABELS = {
 GAIN_SECTIONS = ("realised", "predicted", "predicted_labeller")
 MAIN_FIT = (("valence", "r2"), ("arousal", "r2"), ("engagement", "r2"), ("rating", "auroc"))
 """The figure by which each signal's predictions are first judged."""
-_SIGNED = {"gain", "gain_sd", "gain_over_production"}
+_SIGNED = {"gain", "gain_sd", "gain_over_production", "later_gain"}
 _DECIMALS = {
     **dict.fromkeys(("effective_tracks", "trusted_horizon", "too_few_users", "ess"), 0),
-    "novelty": 2, "gain": 4, "gain_over_production": 4,
+    "novelty": 2, "gain": 4, "gain_over_production": 4, "later_gain": 4,
 }  # fmt: skip
 
 
