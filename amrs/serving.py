@@ -3,29 +3,12 @@
 recommender = amrs.load("runs/export/FINGERPRINT")
 recommender.recommend(history, mode="calm", k=10)
 
-`history` is a list of a listener's sessions, oldest first; the last is the one under way and may hold no
-track yet. A session is a dict with the session log's names (amrs/logs/schema.py), every one of them optional
-and None where unknown:
-
-started_at, ended_at                        datetime or ISO text; UTC where it has no zone
-utc_offset_min                              whole minutes in [-840, 840]
-mode, cohort                                text, a name that the policy knows
-context                                     list of numbers, as many and in the order as in the log
-(pre|post)_(valence|arousal)                number in [0, 1]
-ended                                       "left" or "completed"
-track_id                                    list of ids in the order played
-engagement, track_valence, track_arousal    list of numbers in [0, 1], one a track
-rating                                      list of 0 or 1, one a track
-propensity                                  list of probabilities in (0, 1], one a track
-session_id, user_id, arm                    not read
-
-Numpy arrays and tensors pass for lists. Values outside the log's ranges are refused, as `prepare` does.
+A history is a list of a listener's sessions, as amrs/served_session.py says.
 Shape suffixes: L tokens, S sessions, N plays, K tracks, E embedding.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
@@ -40,51 +23,11 @@ from amrs.config.groups import ModelConfig
 from amrs.logs.histories import FEEDBACK, LABELS, TARGETS, FlatLog, flatten_columns
 from amrs.models.policy import PolicyModel
 from amrs.rules import Rules, log_softmax_allowed
+from amrs.served_session import REPORTS, Session, checked, milliseconds, plain
 
 FORMAT = 3
 """Version of exported folders."""
 WEIGHTS, CATALOGUE, CONFIG, CARD = "policy.safetensors", "catalogue.safetensors", "config.json", "README.md"
-REPORTS = ("pre_valence", "pre_arousal", "post_valence", "post_arousal")
-SESSION = ("session_id", "user_id", "started_at", "ended_at", "utc_offset_min", "mode", "cohort", "context",
-           *REPORTS, "ended", "track_id", *FEEDBACK, "propensity", "arm")  # fmt: skip
-Session = Mapping[str, Any]
-
-
-class Rule(NamedTuple):
-    """What a value of a session may be, in words and as a test."""
-
-    allowed: str
-    fits: Callable[[Any], bool]
-
-
-def _within(low: float, high: float) -> Callable[[Any], bool]:
-    return lambda value: value is None or (isinstance(value, int | float) and low <= value <= high)
-
-
-EARLIEST, LATEST = (datetime(year, 1, 1, tzinfo=UTC).timestamp() * 1000 for year in (1971, 2100))
-LARGEST = torch.finfo(torch.float32).max
-TIME = Rule(
-    "a datetime or ISO text as 2026-05-01T18:30:00+02:00, 1971 up to 2100, or None",
-    lambda at: at is None or EARLIEST <= _milliseconds(at) < LATEST,
-)
-UNIT = Rule("a number in [0, 1], or None", _within(0, 1))
-RULES: dict[str, Rule] = {
-    "started_at": TIME,
-    "ended_at": TIME,
-    "utc_offset_min": Rule(
-        "whole minutes in [-840, 840], or None", lambda m: m is None or m in range(-840, 841)
-    ),
-    "context": Rule("a finite number, or None", _within(-LARGEST, LARGEST)),
-    **dict.fromkeys(REPORTS, UNIT),
-    "ended": Rule("left, completed or None", ("left", "completed", None).__contains__),
-    "track_id": Rule("an id of the catalogue, as text", lambda name: isinstance(name, str)),
-    **dict.fromkeys(FEEDBACK, UNIT),
-    "rating": Rule("0, 1 or None", (0, 1, None).__contains__),
-    "propensity": Rule("a probability in (0, 1], or None", lambda p: p != 0 and UNIT.fits(p)),
-}
-"""Those of amrs/logs/validation.py, which needs more than serving may import; a test holds them equal."""
-PLAYS = (*FEEDBACK, "propensity")
-"""Lists with an item for each track."""
 
 
 class Recommendation(NamedTuple):
@@ -138,7 +81,7 @@ class Recommender:
         probable would give everybody the same few tracks. `seed` makes the draw repeatable.
 
         Args:
-            history: the listener's sessions, oldest first, with fields and types as this file's head says.
+            history: the listener's sessions, oldest first, as amrs/served_session.py says.
             mode: mode of the session under way.
             k: 1 or more.
             seed: any whole number.
@@ -147,7 +90,7 @@ class Recommender:
             ValueError: for a mode, a track or a field that the policy does not know, a value that the log
                 does not allow, or `k` below 1.
         """
-        k = _plain(k)
+        k = plain(k)
         if type(k) is not int or k < 1:
             raise ValueError(f"k={k!r}; allowed: a whole number of tracks, 1 or more")
         log_p_K = self.log_probs(history, mode)
@@ -169,7 +112,9 @@ class Recommender:
         if not isinstance(history, Sequence) or not all(isinstance(s, Mapping) for s in history):
             raise ValueError("a history is a list of sessions, each a dict; give [] where there are none")
         sessions = [*history[:-1], {**(history[-1] if history else {}), "mode": mode}]
-        flat = self._flat([self._checked(session, i) for i, session in enumerate(sessions, 1)])
+        flat = self._flat(
+            [checked(session, i, self.about["context"]) for i, session in enumerate(sessions, 1)]
+        )
         h_D = self.model(_batch(flat, self.about["model"]["history"]))[0, -1]
         own = flat.track_N[flat.first_S[-1] + 1 :]
         allowed_1K = self.rules.allowed(flat.mode_S[-1:], own[None])
@@ -214,34 +159,12 @@ class Recommender:
         self.track_ids += list(track_ids)
         self._index()
 
-    def _checked(self, session: Session, number: int) -> dict[str, Any]:
-        """All fields of `RULES` as plain values that fit, lists with all their items; mode and cohort."""
-        strange = set(session) - set(SESSION)
-        if strange:
-            raise ValueError(
-                f"a session has no {', '.join(sorted(strange))}; it may have {', '.join(SESSION)}"
-            )
-        given: dict[str, Any] = {**dict.fromkeys(RULES), **{name: _plain(x) for name, x in session.items()}}
-        where, names = f"in session {number}", self.about["context"]
-        of_context = f"number of the context ({', '.join(names) or 'none'})"
-        given["context"] = _items(given, "context", where, of_context, len(names))
-        given["track_id"] = _items(given, "track_id", where, "track")
-        for name in PLAYS:
-            given[name] = _items(given, name, where, "track", len(given["track_id"]))
-        for name, rule in RULES.items():
-            listed = name in ("context", "track_id", *PLAYS)
-            for i, value in enumerate(given[name] if listed else [given[name]], 1):
-                if not rule.fits(value):
-                    item = f", item {i}" if listed else ""
-                    raise ValueError(f"{name}={value!r} {where}{item}; allowed: {rule.allowed}")
-        return given
-
     def _flat(self, sessions: Sequence[Session]) -> FlatLog:
         """Checked sessions as tokens, with the very features that the policy was trained on."""
         length_S = np.array([len(s["track_id"]) for s in sessions])
         columns = SimpleNamespace(
             user_S=np.zeros(len(sessions), dtype=np.int64),
-            start_S=np.array([_milliseconds(s["started_at"]) for s in sessions]),
+            start_S=np.array([milliseconds(s["started_at"]) for s in sessions]),
             offset_S=_numbers(sessions, "utc_offset_min"),
             mode_S=np.array([_code(s.get("mode"), self.about["modes"], "mode") for s in sessions]),
             cohort_S=np.array([_code(s.get("cohort"), self.about["cohorts"], "cohort") for s in sessions]),
@@ -279,21 +202,6 @@ def _batch(flat: FlatLog, window: int) -> Batch:
     )  # fmt: skip
 
 
-def _plain(value: Any) -> Any:
-    """Numpy's and torch's values as Python's own."""
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def _items(given: Session, name: str, where: str, each: str, length: int | None = None) -> list[Any]:
-    """The plain items of a list with one for `each`, that is `length` or any number; all None where it is."""
-    items = [None] * (length or 0) if given[name] is None else given[name]
-    if not isinstance(items, list | tuple):
-        raise ValueError(f"{name}={items!r} {where}; allowed: a list with an item for each {each}, or None")
-    if length not in (None, len(items)):
-        raise ValueError(f"{name} has {len(items)} items {where}; allowed: {length}, one for each {each}")
-    return [_plain(item) for item in items]
-
-
 def _embeddings(given: Any, track_ids: Sequence[str], size: int) -> Tensor:
     """What was given as finite float32, (K, E)."""
     allowed = f"allowed: {(len(track_ids), size)}, that is {size} numbers for each of the tracks"
@@ -309,15 +217,6 @@ def _embeddings(given: Any, track_ids: Sequence[str], size: int) -> Tensor:
         number = f"number {e + 1} of the embedding of track {track_ids[k]!r}"
         raise ValueError(f"{number} is {given_KE[k, e]:g}; allowed: finite numbers")
     return given_KE
-
-
-def _milliseconds(at: Any) -> float:
-    """Milliseconds since 1970 of a datetime or ISO text, NaN of all else; a time without a zone is UTC."""
-    try:
-        time = datetime.fromisoformat(at) if isinstance(at, str) else at
-        return float((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
-    except (AttributeError, ValueError):
-        return float("nan")
 
 
 def _code(name: str | None, names: Sequence[str], what: str) -> int:

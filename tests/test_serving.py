@@ -23,7 +23,8 @@ from amrs.logs.histories import FEEDBACK
 from amrs.logs.schema import LogError, validate
 from amrs.report import Report, Row, load
 from amrs.runs import RunError
-from amrs.serving import REPORTS, RULES, Recommender
+from amrs.served_session import REPORTS, RULES
+from amrs.serving import Recommender
 from amrs.stages import bc
 from amrs.stages.export import refuse
 from amrs.stages.preferences import next_track_log_probs
