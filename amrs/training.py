@@ -31,9 +31,10 @@ from amrs.config.graph import Config
 from amrs.data import SessionDataModule
 from amrs.execution import process_rank
 from amrs.logs.splits import TRAIN
+from amrs.resuming import Luck, join, set_aside
 from amrs.runs import REPEATED, Run, RunError
 
-BEST, LAST, _ASIDE = "best.ckpt", "last.ckpt", "metrics.before.csv"
+BEST, LAST = "best.ckpt", "last.ckpt"
 _LINEAR_DECAY = 0.05
 """Most decoupled weight decay of the linear parts of a model."""
 _LINEAR_STEP = 0.3
@@ -83,46 +84,6 @@ class RatioOfSums(Metric):
         return {name: value.float() for name, value, k in zip(self.names, ratio, known, strict=True) if k}
 
 
-class Luck(Callback):
-    """Dropout's random numbers go on where they were: without it a resumed run draws those of a new one.
-
-    The state of every process, on CPU or GPU, is in the checkpoint; with another number of processes, or on
-    another kind of device, draws begin anew.
-    """
-
-    def __init__(self) -> None:
-        self.before: Tensor | None = None
-
-    def on_save_checkpoint(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """States as (processes, bytes)."""
-        state = _random_state(pl_module).to(pl_module.device)
-        gathered = trainer.strategy.all_gather(state)
-        checkpoint["luck"] = gathered.reshape(-1, len(state)).cpu()
-
-    def on_load_checkpoint(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Kept until training begins: setting up draws, too."""
-        self.before = checkpoint.get("luck")
-
-    def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Before the first step after a resume."""
-        before, self.before = self.before, None
-        like = _random_state(pl_module)
-        if before is not None and before.shape == (trainer.world_size, len(like)):
-            setter = torch.cuda.set_rng_state if pl_module.device.type == "cuda" else torch.set_rng_state
-            setter(before[trainer.global_rank])
-
-
-def _random_state(module: lightning.LightningModule) -> Tensor:
-    """Of the generator that dropout draws from, as bytes."""
-    return torch.cuda.get_rng_state() if module.device.type == "cuda" else torch.get_rng_state()
-
-
 def fit(
     run: Run, folder: Path, module: lightning.LightningModule, data: SessionDataModule, section: Any,
     validate_every: int, early_stop: bool = True, callbacks: tuple[Callback, ...] = (),
@@ -156,13 +117,13 @@ def fit(
     if config.cluster.name == "slurm":
         watch.append(Requeue(last, steps))
     if process_rank() == 0:
-        _set_aside(folder)
+        set_aside(folder)
     loggers = _loggers(run, folder)
     with _quiet():
         trainer = _trainer(config, folder, max_steps, steps, watch, loggers)
         trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
     if process_rank() == 0:
-        _join(folder)
+        join(folder)
     for logger in loggers:
         if isinstance(logger, WandbLogger) and process_rank() == 0:
             logger.experiment.finish()
@@ -281,28 +242,6 @@ def log_again(run: Run) -> None:
     logger = _wandb_logger(run, folder, mode)
     logger.log_metrics({str(name): float(value) for name, value in values.items() if "/" in str(name)})
     logger.experiment.finish()
-
-
-def _set_aside(folder: Path) -> None:
-    """A resumed run keeps the rows of its earlier life, which Lightning's logger would overwrite."""
-    path, aside = folder / "metrics.csv", folder / _ASIDE
-    if path.exists():
-        _join(folder)
-        path.rename(aside)
-
-
-def _join(folder: Path) -> None:
-    """Put rows that were set aside before those of metrics.csv; a repeated step counts once."""
-    path, aside = folder / "metrics.csv", folder / _ASIDE
-    if not aside.exists():
-        return
-    now = pd.read_csv(path) if path.exists() else pd.DataFrame({"step": []})
-    before = pd.read_csv(aside)
-    before = before[before["step"] < (now["step"].min() if len(now) else float("inf"))]
-    joined, temporary = pd.concat([before, now]), folder / "metrics.csv.tmp"
-    joined.to_csv(temporary, index=False)
-    temporary.replace(path)
-    aside.unlink()
 
 
 def log_once(run: Run, folder: Path, values: dict[str, float]) -> None:
