@@ -91,12 +91,10 @@ class Parts:
     @cached_property
     def divergence(self) -> float:
         """KL(DPO || Copycat) in nats a track on DPO's own histories, which may be less than its budget."""
-        found = imagine(
+        return imagine(
             _dpo(self), self.listeners, self.data.rules(), self.data.flat.mode_S[self.starts.row_B],
             *self.starts, self.horizon, NeuralPolicy(self.copycat, self.data, self.horizon),
-        )  # fmt: skip
-        assert found.kl_BT is not None
-        return float(found.kl_BT.nansum() / found.played_BT.sum())
+        ).divergence()  # fmt: skip
 
     def scorer(self, utility: Utility) -> Scorer:
         """The labeller following a session."""

@@ -106,6 +106,11 @@ class Rollouts:
         last_B = self.played_BT.sum(1) - 1
         return self.expected[signal].gather(1, last_B[:, None])[:, 0]
 
+    def divergence(self) -> float:
+        """Mean KL to the reference in nats a track; asks for rollouts with one."""
+        assert self.kl_BT is not None
+        return float(self.kl_BT.nansum() / self.played_BT.sum())
+
     def per_play(self, signal: str) -> Tensor:
         """The expected signal averaged over each rollout's own plays, (B,)."""
         total_B = self.expected[signal].where(self.played_BT, 0.0).sum(1)

@@ -153,13 +153,14 @@ def _plan(config: Config, role: str, made: dict[tuple[str, str], Run]) -> Run:
     if pin is not None and role != _role(config):
         run = _pinned(stage, role, config, Path(pin))
         if stage != "prepare":
-            _check_log(run, _plan(config, "prepare", made))
+            _check_log(run, _plan(config, "prepare", made), "parents.")
         return made.setdefault((role, pin), run)
     if stage == "world_model":
         users: Any = "all" if role == "world_model" else role
         config = replace(config, world_model=replace(config.world_model, users=users))
     if stage == "preferences" and config.preferences.policy is not None:  # an earlier round's, only read
-        _pinned("dpo", "policy", config, Path(config.preferences.policy), "preferences.")
+        policy = _pinned("dpo", "policy", config, Path(config.preferences.policy), "preferences.")
+        _check_log(policy, _plan(config, "prepare", made), "preferences.")
     wanted = _wanted(stage, config)
     parents = {
         name: _plan(part, name if part is config else _role(part), made) for name, part in wanted.items()
@@ -291,14 +292,14 @@ def _pinned(stage: str, role: str, config: Config, folder: Path, key: str = "par
     return Run(stage, role, config, {}, provenance["fingerprint"], folder, pinned=True)
 
 
-def _check_log(pinned: Run, prepare: Run) -> None:
+def _check_log(pinned: Run, prepare: Run, key: str) -> None:
     """Refuses a run on another log than this command's, or than the one that it adds sessions to."""
     there = json.loads((pinned.folder / "provenance.json").read_text())["fingerprints"]["prepare"]
     base = prepare.config.data.base
     known = [prepare.fingerprint, *([_base(prepare.config, base)] if base is not None else [])]
     if there not in known:
         raise RunError(
-            f"parents.{pinned.role}={pinned.folder}: trained on the log {there}, but this command's is "
+            f"{key}{pinned.role}={pinned.folder}: trained on the log {there}, but this command's is "
             f"{prepare.fingerprint}: its training users may be test users here. Leave out the pin, or take "
             f"its log, too: parents.prepare={Path(pinned.config.runs) / 'prepare' / there}"
         )

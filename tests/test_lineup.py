@@ -80,7 +80,7 @@ def test_guided_policies_go_as_far_from_copycat_as_dpo_does(evaluated: Done, nam
         LINEUP[name](parts), parts.listeners, parts.data.rules(), parts.data.flat.mode_S[parts.starts.row_B],
         *parts.starts, parts.horizon, NeuralPolicy(parts.copycat, parts.data, parts.horizon),
     )  # fmt: skip
-    divergence = float(found.kl_BT.nansum() / found.played_BT.sum())
+    divergence = found.divergence()
     assert divergence == pytest.approx(parts.divergence, rel=0.15)
     assert divergence != pytest.approx(run.config.dpo.kl_budget, rel=0.15), "the test tells the two apart"
 

@@ -412,3 +412,8 @@ def test_gain_sd_is_left_out_where_nobody_reported_twice():
 
 def test_logged_share_counts_sessions_without_a_mode_under_none():
     assert metrics.logged_share([0, 0, 2, -1], MODES) == {"energize": 0.5, "calm": 0.25, None: 0.25}
+
+
+def test_effective_users_by_hand() -> None:
+    """Squares by user 1 + 1 and 4: (2 + 4)^2 / (4 + 16)."""
+    assert metrics.effective_users([1.0, -1.0, 2.0], [5, 5, 9]) == pytest.approx(1.8)

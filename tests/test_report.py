@@ -629,3 +629,9 @@ def test_the_page_says_what_is_left_of_a_true_gain_after_many_sessions(full):
     assert [line[0].text, line[3].text] == ["DPO", "400"]
     assert line[1].text == f"{gain.value:+.4f}" and line[2].text == "-0.0100"
     assert line[2].interval == "[-0.0300, +0.0100]"
+
+
+def test_a_mean_over_splits_does_not_carry_the_level_of_one_splits_interval():
+    one = Report([row(metric="late_slope", unit="points per point, 80 % interval")], {})
+    (mean,) = [r for r in over_splits([one, one], 0.1) if r.split == "mean"]
+    assert mean.unit == "points per point"

@@ -240,3 +240,7 @@ def test_a_pin_from_another_log_is_refused_unless_its_log_is_taken_too(evaluated
     assert done.returncode == 1 and f"trained on the log {prepared.name}" in done.stderr
     assert f"parents.prepare={prepared}" in done.stderr
     assert train("stage=dpo", *pin, f"parents.prepare={prepared}").stdout.count("pinned") == 2
+    policy = f"preferences.policy={folders(runs, 'dpo')[0]}"
+    small = [x for x in pin if not x.startswith(("parents.bc", "dpo.", "preferences."))]
+    done = train("stage=preferences", *small, "preferences.sampler=on_policy", policy, check=False)
+    assert done.returncode == 1 and f"{policy}: trained on the log" in done.stderr

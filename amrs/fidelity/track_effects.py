@@ -95,8 +95,7 @@ def uplift_slope(y_N: Floats, given_N: Floats, usual: Usual, user_N: Ints) -> Es
     effects are uneven, and percentiles of a bootstrap are too narrow for a few dozen listeners.
     """
     columns = slope_columns(y_N, given_N, usual)
-    spread_U = metrics.user_sums((columns[:, 1:2] - columns[:, 1].mean()) ** 2, user_N)[:, 0]
-    size = float(spread_U.sum() ** 2 / (spread_U @ spread_U))
+    size = metrics.effective_users(columns[:, 1] - columns[:, 1].mean(), user_N)
     return metrics.studentised(metrics.user_sums(columns, user_N), slope_of, size, len(y_N))
 
 

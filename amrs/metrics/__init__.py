@@ -22,6 +22,7 @@ from amrs.metrics.intervals import (
     Estimate,
     Statistic,
     auroc_interval,
+    effective_users,
     mae_interval,
     mean_interval,
     mean_of,
@@ -36,8 +37,9 @@ from amrs.metrics.intervals import (
 
 __all__ = [
     "DIVERSITY", "Estimate", "Lists", "Statistic", "auroc", "auroc_interval", "coverage", "crps", "ece",
-    "equal_lengths", "gain_rows", "interval_from_cdf", "ks_uniform", "levels", "logged_share", "mae",
-    "mae_interval", "mapped", "mean_interval", "mean_of", "pit", "pseudo_values", "quantile_map", "r2",
+    "effective_users", "equal_lengths", "gain_rows", "interval_from_cdf", "ks_uniform", "levels",
+    "logged_share", "mae", "mae_interval", "mapped", "mean_interval", "mean_of", "pit", "pseudo_values",
+    "quantile_map", "r2",
     "r2_interval", "r2_of", "reliability", "reliability_bins", "resampled_users", "studentised", "unit",
     "user_bootstrap", "user_sums", "within_person_sd",
 ]  # fmt: skip

@@ -95,6 +95,12 @@ def pseudo_values(sums_UC: npt.ArrayLike, statistic: Statistic) -> Floats:
     return value_U
 
 
+def effective_users(x_N: npt.ArrayLike, user_N: npt.ArrayLike) -> float:
+    """Kish's number of users who tell of a slope on `x_N`, given about its mean: sums of squares count."""
+    spread_U = user_sums(np.asarray(x_N, dtype=np.float64)[:, None] ** 2, user_N)[:, 0]
+    return float(spread_U.sum() ** 2 / (spread_U @ spread_U))
+
+
 def studentised(
     sums_UC: npt.ArrayLike, statistic: Statistic, size: float, n: int, level: float = 0.95
 ) -> Estimate:

@@ -1,6 +1,7 @@
 """Reports of several splits as one. Shape suffix: J splits."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -53,4 +54,6 @@ def _mean(row_J: list[Row], test_to_train: float) -> Row:
         error = float(value_J.std(ddof=1)) * math.sqrt(1 / count + test_to_train)
         half = float(stats.t.ppf(0.975, count - 1)) * error
         low, high = mean - half, mean + half
-    return replace(row_J[0], split="mean", value=mean, low=low, high=high, n=sum(row.n for row in row_J))
+    unit = re.sub(r", \d+ % interval$", "", row_J[0].unit)  # of one split; this one is of 95 %
+    n = sum(row.n for row in row_J)
+    return replace(row_J[0], split="mean", value=mean, low=low, high=high, n=n, unit=unit)

@@ -73,9 +73,8 @@ class KlCheck:
             NeuralPolicy(policy, self.data, HORIZON), self.listeners, self.rules,
             self.data.flat.mode_S[self.row_B], self.row_B, self.key_B, HORIZON, self.reference,
         )  # fmt: skip
-        assert rollouts.kl_BT is not None
-        total = float(rollouts.kl_BT.nansum())
-        return Divergence(total / int(rollouts.played_BT.sum()), total / len(self.row_B))
+        track = rollouts.divergence()
+        return Divergence(track, track * int(rollouts.played_BT.sum()) / len(self.row_B))
 
 
 def falling_chosen(chosen: float, section: DpoConfig) -> str | None:

@@ -25,7 +25,7 @@ from amrs.stress.trial import Trial
 
 PAIRED, ITSELF = 930, 931
 """Purposes of draws: paired luck, and other luck for Copycat against itself."""
-_SHOWN, _FUTURES = 5, 2
+_SHOWN, _FUTURES = 5, 4
 _VARIETY = {"effective_tracks": "tracks", "catalogue_coverage": "fraction", "entropy": "fraction"}
 
 

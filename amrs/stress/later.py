@@ -19,6 +19,8 @@ sessions, in
 an analysis of covariance (Fisher 1932): who reported well before anything was played tends to go on, and so
 does what changes with time. Moods that last make b positive; what is given now and taken back later makes
 it negative.
+
+Where the truth is known, `valence_to_come` follows the platform's listeners through sessions in a row.
 Shape suffixes: S sessions, K tracks, M modes, H histories, T plays, C choices, N sessions with a report
 before, P predictors, B rollouts.
 """
@@ -113,8 +115,7 @@ def late_slope(report_S: Floats, past_S: Floats, user_S: Ints) -> Estimate | Non
     if x_N.var() <= _TOLD * both_N2[:, 0].var():
         return None
     users_N = user_S[known_S]
-    spread_U = metrics.user_sums(x_N[:, None] ** 2, users_N)[:, 0]
-    size = float(spread_U.sum() ** 2 / (spread_U @ spread_U))
+    size = metrics.effective_users(x_N, users_N)
     columns_NC = np.stack([np.ones_like(x_N), x_N, y_N, x_N * x_N, x_N * y_N], 1)
     return metrics.studentised(metrics.user_sums(columns_NC, users_N), slope_of, size, len(x_N), LEVEL)
 
