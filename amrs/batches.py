@@ -48,6 +48,10 @@ class Batch(NamedTuple):
     normaliser_Z: Tensor
     """Counts of `LABELS` in the whole optimiser step, per process and micro-batch; see `StepBatches`."""
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same on another device."""
+        return Batch(*(x.to(device) for x in self))
+
 
 class PairBatch(NamedTuple):
     """B preference pairs; the prefix ends at the token whose output ranks the two tracks."""

@@ -52,12 +52,14 @@ def member_utilities(
 def candidate_answers(
     model: WorldModel, data: SessionDataModule, row_B: Tensor, step_B: Tensor, track_BC: Tensor
 ) -> list[dict[str, Tensor]]:
-    """Head parameters (B, C, P) by signal, of each member."""
-    batch = data.prefix(row_B, step_B)
+    """Head parameters (B, C, P) by signal, of each member; on the CPU, wherever the model is."""
+    device = model.ensemble[0].head.weight.device
+    batch, track_BC = data.prefix(row_B, step_B).to(device), track_BC.to(device)
     answers = []
     for member in model.ensemble:
         h_B1D = member.encoder.last(batch)[:, None]
-        answers.append(member.answer(h_B1D, member.candidates(track_BC)))
+        params = member.answer(h_B1D, member.candidates(track_BC))
+        answers.append({name: value.cpu() for name, value in params.items()})
     return answers
 
 
@@ -87,14 +89,14 @@ def next_track_log_probs(
     policy: PolicyModel, data: SessionDataModule, rules: Rules, row_B: Tensor, step_B: Tensor,
     tracks: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
-    """Log-probabilities (B, K) in nats of every track as play `step_B` of session `row_B`.
+    """Log-probabilities (B, K) in nats of every track as play `step_B` of session `row_B`, on the CPU.
 
     `tracks` are the policy's own, where they are known already.
     """
-    batch = data.prefix(row_B, step_B)
-    h_BD = policy.encoder.last(batch)
+    batch = data.prefix(row_B, step_B).to(policy.log_popularity_K.device)
+    logits_BK = policy.logits(policy.encoder.last(batch), tracks).cpu()
     allowed_BK = rules.allowed(data.flat.mode_S[row_B], played_before(data.flat, row_B, step_B))
-    return log_softmax_allowed(policy.logits(h_BD, tracks), allowed_BK)
+    return log_softmax_allowed(logits_BK, allowed_BK)
 
 
 @torch.inference_mode()
@@ -115,7 +117,7 @@ def entropy_after(policy: PolicyModel, data: SessionDataModule, rules: Rules, ro
             feedback = Feedback(heard, torch.full_like(heard, torch.nan), heard < 0)
             after = reader.append(repeated(mind, torch.zeros_like(track_C)), track_C, feedback)
             allowed_CK = rules.allowed(mode_1.expand(len(track_C)), track_C[:, None])
-            log_p_CK = log_softmax_allowed(policy.logits(after.h_BD, tracks), allowed_CK)
+            log_p_CK = log_softmax_allowed(policy.logits(after.h_BD, tracks).cpu(), allowed_CK)
             total_K[track_C] -= (log_p_CK.exp() * log_p_CK.masked_fill(~allowed_CK, 0.0)).sum(1)
             count_K[track_C] += 1
     return torch.where(count_K > 0, total_K / count_K, total_K.sum() / count_K.sum())

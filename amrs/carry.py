@@ -81,7 +81,8 @@ def _two_draws(
     world, mind = listeners.start(row_B, key_B), copycat.start(row_B)
     played_BT, other_BT = (torch.full((len(row_B), horizon), -1) for _ in range(2))
     for t in range(horizon):
-        log_p_BK = log_softmax_allowed(copycat.logits(mind), rules.allowed(mode_B, played_BT[:, :t]))
+        allowed_BK = rules.allowed(mode_B, played_BT[:, :t])
+        log_p_BK = log_softmax_allowed(copycat.logits(mind).cpu(), allowed_BK)
         u_B2 = uniform(key_B[:, None], t, CARRY, torch.arange(2))
         played_BT[:, t], other_BT[:, t] = choose(log_p_BK, u_B2).unbind(1)
         world, feedback, _ = listeners.step(world, played_BT[:, t], t)
@@ -96,5 +97,5 @@ def _expected(
     state, record = listeners.start(row_B, key_B), []
     for t in range(track_BT.shape[1]):
         state, _, expected = listeners.step(state, track_BT[:, t], t)
-        record.append(expected)
+        record.append({name: value_B.cpu() for name, value_B in expected.items()})
     return {name: torch.stack([step[name] for step in record], 1) for name in record[0]}

@@ -43,12 +43,12 @@ def continued_utility(
     record: list[dict[str, Tensor]] = []
     for t in range(longest):
         world, feedback, expected = listeners.step(world, track_R, t)
-        record.append(expected)
+        record.append({name: value_R.cpu() for name, value_R in expected.items()})
         mind = reference.observe(mind, track_R, feedback)
         played_RT = torch.cat([played_RT, track_R[:, None]], 1)
         allowed_RK = rules.allowed(mode_R, played_RT)
         allowed_RK = allowed_RK | ~allowed_RK.any(1, keepdim=True)
-        log_p_RK = log_softmax_allowed(reference.logits(mind), allowed_RK)
+        log_p_RK = log_softmax_allowed(reference.logits(mind).cpu(), allowed_RK)
         track_R = choose(log_p_RK, uniform(key_R, t, CONTINUATION))
     outcome = {name: _outcome(name, [step[name] for step in record], left_R) for name in record[0]}
     return utility.of_values(outcome, mode_R).reshape(candidate_BC.shape)

@@ -56,7 +56,6 @@ def best_of(log_q_BK: Tensor, u_BK: Tensor, strength: float) -> Tensor:
 class _State(NamedTuple):
     copycat: Mind
     scores: Scores
-    mode_B: Tensor
     track_BT: Tensor
 
 
@@ -72,13 +71,14 @@ class GuidedPolicy:
 
     def start(self, row_B: Tensor) -> _State:
         """Read the logged history, once for Copycat and once a member."""
-        mode_B = self.scorer.data.flat.mode_S[row_B]
-        none_BT = torch.zeros(len(row_B), 0, dtype=torch.int64)
-        return _State(self.copycat.start(row_B), self.scorer.start(row_B), mode_B, none_BT)
+        copycat = self.copycat.start(row_B)
+        none_BT = torch.zeros_like(copycat.mode_B)[:, None][:, :0]
+        return _State(copycat, self.scorer.start(row_B), none_BT)
 
     def inputs(self, state: _State) -> tuple[Tensor, Tensor]:
         """log q and u, both (B, K)."""
-        allowed_BK = self.rules.allowed(state.mode_B, state.track_BT)
+        mode_B = state.copycat.mode_B
+        allowed_BK = self.rules.to(mode_B.device).allowed(mode_B, state.track_BT)
         allowed_BK = allowed_BK | ~allowed_BK.any(1, keepdim=True)
         log_q_BK = log_softmax_allowed(self.copycat.logits(state.copycat), allowed_BK)
         return log_q_BK, self.scorer.utility_of_all(state.scores)
@@ -92,7 +92,6 @@ class GuidedPolicy:
         return _State(
             self.copycat.observe(state.copycat, track_B, feedback),
             self.scorer.observe(state.scores, track_B, feedback),
-            state.mode_B,
             torch.cat([state.track_BT, track_B[:, None]], 1),
         )
 

@@ -26,13 +26,15 @@ from amrs.outcomes import (
 )
 from amrs.platform import load_truth
 from amrs.report import Report, Row, finite_rows
-from amrs.rollout import Environment, Policy, Rollouts
+from amrs.rollout import Environment, Policy, Rollouts, rollout_device
 from amrs.runs import Run, RunError, plan, read_json
 from amrs.stages import world_model
 from amrs.stages.prepare import open_data
 from amrs.utility import Utility, yardstick
 
 PARTS = {"test": TEST, "validation": VALIDATION}
+_BATCH = {"cpu": 256, "cuda": 4096}
+"""Rollouts at a time, by kind of device; a large catalogue makes it fewer."""
 
 
 def judged(
@@ -72,8 +74,9 @@ def rolled_out(
     """Every policy among the listeners of each section of the report, `evaluate.simulations` times a
     session."""
     rules, sessions = data.rules(), several_times(sessions, run.config.evaluate.simulations)
+    batch = _BATCH[rollout_device(run.config.trainer.accelerator).type]
     return {
-        name: roll_out(policies, world, rules, sessions, share=share, name=f"rollouts {name}")
+        name: roll_out(policies, world, rules, sessions, batch, share, f"rollouts {name}")
         for name, world in _worlds(run, data, sessions.horizon).items()
     }
 
@@ -107,8 +110,9 @@ def _worlds(run: Run, data: SessionDataModule, horizon: int) -> dict[str, Enviro
     """Listeners by the section of the report that they fill."""
     worlds: dict[str, Environment] = {}
     targets = Utility(yardstick(run.config.utility), data.log.metadata.modes).targets
+    device = rollout_device(run.config.trainer.accelerator)
     for section, role in (("predicted", "judge"), ("predicted_labeller", "labeller")):
-        model = world_model.load(run.parents[role].folder, data)
+        model = world_model.load(run.parents[role].folder, data).to(device)
         worlds[section] = ImaginedListeners(model, data, horizon, targets)
     truth = run.parents["prepare"].folder / "truth"
     if truth.exists():

@@ -20,7 +20,7 @@ from amrs.models.world_model import WorldModel
 from amrs.noise import hash_keys, uniform
 from amrs.platform import load_truth
 from amrs.policies import FixedPolicy, GreedyPolicy, NeuralPolicy, Scorer
-from amrs.rollout import Policy, imagine
+from amrs.rollout import Policy, imagine, rollout_device
 from amrs.runs import Run, RunError, read_json
 from amrs.stages import bc, world_model
 from amrs.utility import Utility
@@ -46,14 +46,19 @@ class Parts:
     """Tracks of a session for which policies keep room in their history."""
 
     @cached_property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return rollout_device(self.run.config.trainer.accelerator)
+
+    @cached_property
     def labeller(self) -> WorldModel:
         """The world model that labelled the pairs and drives Greedy."""
-        return world_model.load(self.run.parents["labeller"].folder, self.data)
+        return world_model.load(self.run.parents["labeller"].folder, self.data).to(self.device)
 
     @cached_property
     def copycat(self) -> PolicyModel:
         """The frozen reference."""
-        return bc.load(self.run.parents["bc"].folder, self.data)
+        return bc.load(self.run.parents["bc"].folder, self.data).to(self.device)
 
     @cached_property
     def utility(self) -> Utility:
@@ -129,7 +134,7 @@ def _made(parts: Parts, name: str) -> Policy | None:
 
 def _popularity(parts: Parts) -> Policy:
     plays_K = parts.data.plays(TRAIN) + parts.run.config.bc.popularity_smoothing
-    return FixedPolicy(plays_K.log())
+    return FixedPolicy(plays_K.log().to(parts.device))
 
 
 def guided(parts: Parts, tilt: Tilt, utility: Utility, divergence: float) -> GuidedPolicy:
@@ -143,7 +148,8 @@ def guided(parts: Parts, tilt: Tilt, utility: Utility, divergence: float) -> Gui
 
 def _dpo(parts: Parts, role: str = "dpo") -> Policy:
     folders = [parts.run.parents[name].folder for name in (role, "bc")]
-    return NeuralPolicy(bc.load(folders[0], parts.data, folders[1]), parts.data, parts.horizon)
+    model = bc.load(folders[0], parts.data, folders[1]).to(parts.device)
+    return NeuralPolicy(model, parts.data, parts.horizon)
 
 
 def _production(parts: Parts) -> Policy | None:
@@ -153,7 +159,7 @@ def _production(parts: Parts) -> Policy | None:
 
 LINEUP: dict[str, Callable[[Parts], Policy | None]] = {
     "copycat": lambda p: NeuralPolicy(p.copycat, p.data, p.horizon),
-    "random": lambda p: FixedPolicy(torch.zeros(p.data.tracks)),
+    "random": lambda p: FixedPolicy(torch.zeros(p.data.tracks, device=p.device)),
     "popularity": _popularity,
     "greedy": lambda p: GreedyPolicy(p.scorer(p.utility)),
     "boltzmann": lambda p: guided(p, boltzmann, p.utility_at_once, p.divergence),

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from amrs.batches import Batch
 from amrs.data import SessionDataModule
 from amrs.models.folded import FoldedHead
 from amrs.models.transformer import Cache, HistoryEncoder
@@ -50,7 +49,7 @@ def repeated(mind: Mind, index_B: Tensor) -> Mind:
 class HistoryReader:
     """Reads logged histories and then what happens in a rollout, one token at a time.
 
-    The encoder may be on another device than the simulation, which is on the CPU.
+    Minds are on the encoder's device; sessions come from the CPU, where the log is, and plays from anywhere.
 
     Args:
         encoder: put in eval mode: no dropout in simulation.
@@ -79,11 +78,11 @@ class HistoryReader:
         return self._read(row_B, step_B)
 
     def _read(self, row_B: Tensor, step_B: Tensor) -> Mind:
-        device = self.encoder.static_mean.device
+        device, flat = self.encoder.static_mean.device, self.data.flat
         batch = self.data.prefix(row_B, step_B, length=self.encoder.config.history - self.horizon)
-        h_BD, cache = self.encoder.prefill(Batch(*(x.to(device) for x in batch)), self.horizon)
-        static_BF = self.encoder.standardised(self.data.flat.static_SF[row_B].to(device))
-        return Mind(h_BD, cache, static_BF, self.data.flat.mode_S[row_B])
+        h_BD, cache = self.encoder.prefill(batch.to(device), self.horizon)
+        static_BF = self.encoder.standardised(flat.static_SF[row_B].to(device))
+        return Mind(h_BD, cache, static_BF, flat.mode_S[row_B].to(device))
 
     def append(self, mind: Mind, track_B: Tensor, feedback: Feedback) -> Mind:
         """Read one more play."""
@@ -141,9 +140,10 @@ class ImaginedListeners:
             index_G = torch.nonzero(member_B == m)[:, 0]
             if len(index_G):
                 mind = reader.start(row_B[index_G], step_B[index_G])
-                key_G = key_B[index_G]
-                luck_GT4 = luck(key_G[:, None], torch.arange(reader.horizon))
+                key_G = key_B[index_G].to(mind.h_BD.device)
+                luck_GT4 = luck(key_G[:, None], torch.arange(reader.horizon, device=key_G.device))
                 head = FoldedHead(member, list(_DRAWN), self.targets, len(index_G) * reader.horizon)
+                index_G = index_G.to(key_G.device)
                 groups.append(_Group(member, reader, index_G, key_G, luck_GT4, mind, head))
         return groups
 
@@ -155,7 +155,7 @@ class ImaginedListeners:
         for group in state:
             params = group.member.at_moment(group.mind.h_BD, ended=False)
             for name in {"valence", "arousal"} & set(params):
-                whole = found.setdefault(name, torch.empty(total))
+                whole = found.setdefault(name, torch.empty(total, device=params[name].device))
                 whole[group.index_G] = group.member.kinds[name].mean(params[name])
         return found
 
@@ -165,7 +165,9 @@ class ImaginedListeners:
     ) -> tuple[list[_Group], Feedback, dict[str, Tensor]]:
         """Sampled feedback is fed back: mean feedback would hide variance."""
         head = state[0].head  # the members' columns are alike
-        found_BV, groups = torch.empty(len(track_B), len(head.drawn) + len(head.expected)), []
+        track_B = track_B.to(state[0].index_G.device)
+        size = len(track_B), len(head.drawn) + len(head.expected)
+        found_BV, groups = torch.empty(size, device=track_B.device), []
         for group in state:
             track_G = track_B.index_select(0, group.index_G)
             found_GV = group.head.respond(group.mind.h_BD, track_G, group.luck_GT4[:, t])
@@ -179,7 +181,8 @@ class ImaginedListeners:
 
 def luck(key_G: Tensor, t: int | Tensor) -> Tensor:
     """What decides the feedback at step `t` (broadcast to the keys), uniform in (0, 1), (..., 4)."""
-    return uniform(key_G[..., None], torch.as_tensor(t)[..., None], torch.tensor([*_DRAWN.values()]))
+    t, purpose_4 = (torch.as_tensor(x, device=key_G.device) for x in (t, [*_DRAWN.values()]))
+    return uniform(key_G[..., None], t[..., None], purpose_4)
 
 
 def sample_feedback(member: WorldModelMember, params: dict[str, Tensor], u_G4: Tensor) -> Feedback:
@@ -193,7 +196,7 @@ def sample_feedback(member: WorldModelMember, params: dict[str, Tensor], u_G4: T
 def _feedback(drawn: Mapping[str, Tensor]) -> Feedback:
     """What is shown of signals that were drawn: a rating only where it is given."""
     left_G = drawn["left"] > 0.5
-    missing_G = torch.full(left_G.shape, torch.nan)
+    missing_G = torch.full_like(drawn["left"], torch.nan)
     rating_G = missing_G
     if "rating" in drawn:
         rating_G = torch.where(drawn["rated"] > 0.5, drawn["rating"], missing_G)

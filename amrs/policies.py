@@ -62,7 +62,7 @@ class NeuralPolicy:
     @torch.inference_mode()
     def logits(self, state: Mind) -> Tensor:
         """(B, K) over the whole catalogue."""
-        return self.model.logits(state.h_BD, self.tracks).cpu()
+        return self.model.logits(state.h_BD, self.tracks)
 
     @torch.inference_mode()
     def observe(self, state: Mind, track_B: Tensor, feedback: Feedback) -> Mind:
@@ -94,9 +94,10 @@ class Scorer:
     def utility_of_all(self, state: Scores) -> Tensor:
         """Utility (B, K) of every track next; the lowest in its row for tracks outside the mode."""
         mode_B = state.minds[0].mode_B
-        found_BK = torch.empty(len(mode_B), self.data.tracks)
+        found_BK = torch.empty(len(mode_B), self.data.tracks, device=mode_B.device)
         for mode in mode_B.unique().tolist():
             row_G, track_C = (mode_B == mode).nonzero()[:, 0], self.mode_MK[mode].nonzero()[:, 0]
+            track_C = track_C.to(mode_B.device)
             step_G = torch.full_like(row_G, state.step)
             h_MGD = [mind.h_BD[row_G] for mind in state.minds]
             u_GC = catalogue_utility(self.model, self.utility, h_MGD, mode_B[row_G], step_G, track_C)

@@ -91,7 +91,7 @@ def _ask(
     number_C = torch.arange(choices)
     for t in range(track_BT.shape[1]):
         on_B, heard_B = track_BT[:, t] >= 0, track_BT[:, t].clamp(min=0)
-        log_p_BK = log_softmax_allowed(policy.logits(state), rules.allowed(mode_B, track_BT[:, :t]))
+        log_p_BK = log_softmax_allowed(policy.logits(state).cpu(), rules.allowed(mode_B, track_BT[:, :t]))
         log_p_BT[:, t] = log_p_BK.gather(1, heard_B[:, None])[:, 0].where(on_B, torch.nan)
         edge_BK = log_p_BK.double().exp().cumsum(1)
         luck_BC = uniform(seed, CHOICE, row_B[:, None], t, number_C).double() * edge_BK[:, -1:]

@@ -1,10 +1,12 @@
 """A policy acting on imagined or true listeners, with common random numbers.
 
 Randomness is a function of (key, step, purpose) only, so the batch never changes a rollout and two
-policies meet the same listener with the same luck.
+policies meet the same listener with the same luck. A rollout runs on the device of its policy's logits (CPU
+or GPU); sessions and keys come from the CPU, and what happened goes back there.
 Shape suffixes: B rollouts, T steps, K tracks.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -15,11 +17,34 @@ from torch import Tensor
 from amrs.losses import kl_divergence
 from amrs.noise import uniform
 from amrs.rules import Rules
+from amrs.runs import RunError
 
 ACTION = 100
 """Purpose of the draw that picks a track; environments use purposes of their own."""
+_GPU = ("gpu", "cuda", "auto")
+"""Accelerators that are a GPU where there is one."""
+_LOCAL_RANK = ("LOCAL_RANK", "SLURM_LOCALID")
+"""What launchers set; the first that is there is the rank on this machine."""
 _BLOCK = 64
 """Tracks whose probabilities are summed before the cumulative sum."""
+
+
+def rollout_device(accelerator: str) -> torch.device:
+    """Where models are rolled out and label pairs: as `trainer.accelerator` says, each process of a machine
+    on a GPU of its own.
+
+    Raises:
+        RunError: a GPU is asked for, and torch sees none.
+    """
+    if accelerator not in _GPU or (accelerator == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise RunError(
+            f"trainer.accelerator={accelerator}, but torch sees no GPU here; allowed: cpu, auto, or a "
+            "machine with a GPU and torch's CUDA build"
+        )
+    local = next((int(os.environ[name]) for name in _LOCAL_RANK if name in os.environ), 0)
+    return torch.device("cuda", local % torch.cuda.device_count())
 
 
 class Feedback(NamedTuple):
@@ -31,6 +56,10 @@ class Feedback(NamedTuple):
     """1 like, 0 dislike, NaN where not given."""
     left_B: Tensor
     """True where the listener leaves after this track."""
+
+    def to(self, device: torch.device) -> "Feedback":
+        """The same on another device."""
+        return Feedback(*(x.to(device) for x in self))
 
 
 def distance_to(signal: str, target: float) -> str:
@@ -46,8 +75,8 @@ class Environment(Protocol):
         ...
 
     def step(self, state: Any, track_B: Tensor, t: int) -> tuple[Any, Feedback, dict[str, Tensor]]:
-        """Play a track: the next state, sampled feedback, and expected signals (B,) by name; with targets,
-        also the expected distances to them, by `distance_to`."""
+        """Play a track (on any device): the next state, sampled feedback, and expected signals (B,) by name;
+        with targets, also the expected distances to them, by `distance_to`."""
         ...
 
 
@@ -139,12 +168,40 @@ def _at_quantile(p_BX: Tensor, u_B: Tensor) -> Tensor:
     edge_BN = sum_BN.cumsum(1)
     threshold_B1 = u_B.double()[:, None] * edge_BN[:, -1:]
     block_B1 = torch.searchsorted(edge_BN, threshold_B1).clamp_(max=blocks - 1)
-    cell_B = block_B1[:, 0] + blocks * torch.arange(count)
+    cell_B = block_B1[:, 0] + blocks * torch.arange(count, device=p_BX.device)
     edge_BY = p_BNX.flatten(0, 1).index_select(0, cell_B).cumsum(1, dtype=torch.float64)
     before_B1 = edge_BN.gather(1, block_B1) - sum_BN.gather(1, block_B1)
     # Rounding must not choose what has no probability, before the block's first track or behind its last.
     inside_B1 = (threshold_B1 - before_B1).clamp_(min=1e-300).minimum(edge_BY[:, -1:])
     return (block_B1 * _BLOCK + torch.searchsorted(edge_BY, inside_B1))[:, 0]
+
+
+class _Choices:
+    """Which tracks may still be chosen, and the tables as wide as the catalogue that choosing takes.
+
+    Adding -inf is faster than filling by a mask, and fresh memory as wide as the catalogue costs more than
+    the arithmetic: what is barred is a table of numbers, and one table of probabilities is written over.
+    """
+
+    def __init__(self, allowed_BK: Tensor, repeats: bool) -> None:
+        self.repeats, self.tracks = repeats, allowed_BK.shape[1]
+        self.barred_BK = torch.zeros(allowed_BK.shape, device=allowed_BK.device)
+        self.barred_BK.masked_fill_(~allowed_BK, -torch.inf)
+        size = len(allowed_BK), self.tracks + -self.tracks % _BLOCK
+        self.mine_BX = torch.full(size, -torch.inf, device=allowed_BK.device)
+
+    def offered(self, logits_BK: Tensor) -> Tensor:
+        """Log-probabilities (B, K) that lack a constant; written over by the next `draw`."""
+        return torch.add(logits_BK, self.barred_BK, out=self.mine_BX[:, : self.tracks])
+
+    def draw(self, u_B: Tensor) -> Tensor:
+        """The track at quantile `u_B` of what was offered, (B,)."""
+        p_BX = torch.softmax(self.mine_BX, 1, out=self.mine_BX)
+        track_B = _at_quantile(p_BX, u_B).clamp_(max=self.tracks - 1)
+        self.mine_BX[:, self.tracks :] = -torch.inf
+        if not self.repeats:
+            self.barred_BK.scatter_(1, track_B[:, None], -torch.inf)
+        return track_B
 
 
 @torch.inference_mode()
@@ -161,35 +218,29 @@ def imagine(
     """Roll `policy` out for up to `horizon` tracks from the start of sessions `row_B`.
 
     A rollout ends when the listener leaves or at the horizon, or where a small catalogue has no allowed
-    track left. With a `reference`, the exact KL over
-    allowed tracks is taken at every state that the policy itself visits.
+    track left. With a `reference`, the exact KL over allowed tracks is taken at every state that the policy
+    itself visits.
     """
     world, mind = environment.start(row_B, key_B), policy.start(row_B)
     shadow = reference.start(row_B) if reference is not None else None
-    here_B = torch.ones(len(row_B), dtype=torch.bool)
-    left_B = ~here_B
-    track_BT = torch.full((len(row_B), horizon), -1)
-    allowed_BK = rules.allowed(mode_B, track_BT[:, :0])
-    left_over_B, tracks = allowed_BK.sum(1), allowed_BK.shape[1]
-    u_BT = uniform(key_B[:, None], torch.arange(horizon), ACTION)
-    # Adding -inf is faster than filling by a mask, and fresh memory as wide as the catalogue costs more than
-    # the arithmetic: what is barred is a table of numbers, and one table of probabilities is written over.
-    barred_BK = torch.zeros(allowed_BK.shape).masked_fill_(~allowed_BK, -torch.inf)
-    mine_BX = torch.full((len(row_B), tracks + -tracks % _BLOCK), -torch.inf)
-    log_p_BK, log_q_BK = mine_BX[:, :tracks], torch.empty(0)
+    logits_BK = policy.logits(mind)
+    device = logits_BK.device
+    allowed_BK = rules.allowed(mode_B, torch.empty(len(row_B), 0, dtype=torch.int64)).to(device)
+    choices, left_over_B = _Choices(allowed_BK, rules.repeats), allowed_BK.sum(1)
+    u_BT = uniform(key_B.to(device)[:, None], torch.arange(horizon, device=device), ACTION)
+    here_B = torch.ones(len(row_B), dtype=torch.bool, device=device)
+    left_B, track_BT = ~here_B, torch.full((len(row_B), horizon), -1, device=device)
     record: dict[str, list[Tensor]] = {}
     for t in range(horizon):
+        logits_BK = policy.logits(mind) if t else logits_BK
         here_B = here_B & (left_over_B > (0 if rules.repeats else t))
-        torch.add(policy.logits(mind), barred_BK, out=log_p_BK)
+        log_p_BK = choices.offered(logits_BK)
         if reference is not None:
-            log_q_BK = torch.add(reference.logits(shadow), barred_BK).log_softmax(1)
+            log_q_BK = torch.add(reference.logits(shadow).to(device), choices.barred_BK).log_softmax(1)
             record.setdefault("kl", []).append(kl_divergence(log_p_BK.log_softmax(1), log_q_BK))
-        p_BX = torch.softmax(mine_BX, 1, out=mine_BX)
-        track_B = _at_quantile(p_BX, u_BT[:, t]).clamp_(max=tracks - 1)
-        mine_BX[:, tracks:] = -torch.inf
-        if not rules.repeats:
-            barred_BK.scatter_(1, track_B[:, None], -torch.inf)
+        track_B = choices.draw(u_BT[:, t])
         world, feedback, expected = environment.step(world, track_B, t)
+        feedback = feedback.to(device)
         mind = policy.observe(mind, track_B, feedback)
         if reference is not None:
             shadow = reference.observe(shadow, track_B, feedback)
@@ -200,7 +251,8 @@ def imagine(
         record.setdefault("_here", []).append(here_B)
         left_B = left_B | (here_B & feedback.left_B)
         here_B = here_B & ~feedback.left_B
-    return _rollouts(track_BT, left_B, {name: torch.stack(values, 1) for name, values in record.items()})
+    found = {name: torch.stack(values, 1).cpu() for name, values in record.items()}
+    return _rollouts(track_BT.cpu(), left_B.cpu(), found)
 
 
 def _rollouts(track_BT: Tensor, left_B: Tensor, record: dict[str, Tensor]) -> Rollouts:

@@ -3,7 +3,7 @@
     python -m benchmarks [item ...]
 
 Without items: all but the long ones. One process an item, pinned to one thread. Writes
-benchmarks/results/<processor>.json (items that were not measured keep their rows) and prints a table.
+benchmarks/results/<processor or GPU>.json (items that were not measured keep their rows) and prints a table.
 """
 
 import json
@@ -43,6 +43,9 @@ LONG = {
 """Only when named."""
 COSTS = {f"cost_{kind}_{times}": (kind, times) for kind in ("users", "tracks") for times in (1, 10, 100)}
 """Likewise: cost curves, the published number of users or tracks so many times."""
+GPU = {name: ("gpu", name) for name in ("gpu_closed_loop", "gpu_train_100m", "gpu_evaluate")}
+"""Likewise, on one GPU."""
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _PEER, _TRAINED = "rectools_sasrec", ("world_model_train", "world_model_train_5", "copycat_train")
 
 
@@ -52,6 +55,13 @@ def processor() -> str:
     return found.group(1).strip() if found else "unknown"
 
 
+def graphics() -> str | None:
+    """Name of the GPU model, where there is one."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
 def measure(item: str) -> None:
     """Measure one item in this process and print its rows as JSON."""
     from importlib import import_module
@@ -59,23 +69,24 @@ def measure(item: str) -> None:
     from amrs.execution import reuse_freed_memory
     from benchmarks.reference import one_thread
 
-    one_thread()
+    if item not in GPU:
+        one_thread()
     reuse_freed_memory()  # as every command of train.py
     work: Callable[[], list[Row]]
     if item in COSTS:
         work = partial(import_module("benchmarks.costs").cost, *COSTS[item])
     else:
-        module, function = {**ITEMS, **LONG}[item]
+        module, function = {**ITEMS, **LONG, **GPU}[item]
         work = getattr(import_module(f"benchmarks.{module}"), function)
     print(json.dumps([row.as_json() for row in work()]))
 
 
 def _in_own_process(item: str) -> list[dict[str, Any]]:
-    threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    if item in GPU and graphics() is None:
+        return [{"name": item, "note": "not measured: torch sees no GPU"}]
     command = [sys.executable, "-m", "benchmarks", "--measure", item]
-    done = subprocess.run(
-        command, env={**os.environ, **threads}, stdout=subprocess.PIPE, text=True, check=False
-    )
+    environment = os.environ if item in GPU else os.environ | dict.fromkeys(_THREADS, "1")
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         return [{"name": item, "note": f"failed with exit status {done.returncode}"}]
     rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
@@ -104,20 +115,23 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Measure the items and write the results."""
-    unknown = [item for item in arguments if item not in {**ITEMS, **LONG, **COSTS}]
+    every = {**ITEMS, **LONG, **COSTS, **GPU}
+    unknown = [item for item in arguments if item not in every]
     if unknown:
-        allowed = ", ".join({**ITEMS, **LONG, **COSTS})
+        allowed = ", ".join(every)
         print(f"benchmarks: no item {', '.join(unknown)}; allowed: {allowed}", file=sys.stderr)
         return 2
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / (re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-") + ".json")
+    machine = (graphics() if set(arguments) & set(GPU) else None) or processor()
+    path = RESULTS / (re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-") + ".json")
     rows = {row["name"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
     for item in arguments or ITEMS:
         print(f"benchmarks: {item}", file=sys.stderr)
         rows |= {row["name"]: row for row in _in_own_process(item)}
         _beside_peer(rows)
-        path.write_text(json.dumps({"processor": processor(), "rows": list(rows.values())}, indent=1) + "\n")
-    print(table(list(rows.values())))
+        path.write_text(json.dumps({"processor": machine, "rows": list(rows.values())}, indent=1) + "\n")
+    missing = [{"name": item, "note": "not measured: only when named, on a GPU"} for item in GPU]
+    print(table([*rows.values(), *(row for row in missing if row["name"] not in rows)]))
     if set(arguments) & set(COSTS):
         from benchmarks.costs import fit
 

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.timing import CPU, wait
+
 Operand = tuple[tuple[int, ...], tuple[int, ...]]
 """Shape and strides."""
-_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
+_ATTENTION = "_scaled_dot_product_"
+"""How the names of fused attention begin, on every device."""
 
 
 class Products(TorchDispatchMode):
@@ -38,11 +41,9 @@ class Products(TorchDispatchMode):
         elif name == "matmul":
             a, b = args[:2]
             self._note(*((a.flatten(0, -2), b) if b.ndim == 2 else (a.flatten(0, -3), b.flatten(0, -3))))
-        elif name == _ATTENTION:
-            self._attention(*args[:3], backward=False)
-        elif name == _ATTENTION + "_backward":
+        elif name.startswith(_ATTENTION) and "backward" in name:
             self._attention(*args[1:4], backward=True)
-        elif name == "scaled_dot_product_attention":
+        elif name.startswith(_ATTENTION) or name == "scaled_dot_product_attention":
             self._attention(*args[:3], backward=False)
         return func(*args, **(kwargs or {}))
 
@@ -61,12 +62,12 @@ def products(work: Callable[[], Any]) -> list[tuple[Operand, Operand]]:
     return found.pairs
 
 
-def replay(pairs: list[tuple[Operand, Operand]]) -> Callable[[], None]:
+def replay(pairs: list[tuple[Operand, Operand]], device: torch.device = CPU) -> Callable[[], None]:
     """A function that does these products and nothing else."""
     made: dict[tuple[Operand, Operand], Any] = {}
     for pair in pairs:
         if pair not in made:
-            left, right = (torch.empty_strided(*x).uniform_(-1, 1) for x in pair)
+            left, right = (torch.empty_strided(*x, device=device).uniform_(-1, 1) for x in pair)
             multiply = torch.bmm if left.ndim == 3 else torch.mm
             made[pair] = (multiply, left, right, multiply(left, right))
     ready = [made[pair] for pair in pairs]
@@ -75,6 +76,7 @@ def replay(pairs: list[tuple[Operand, Operand]]) -> Callable[[], None]:
     def run() -> None:
         for multiply, left, right, out in ready:
             multiply(left, right, out=out)
+        wait(device)
 
     return run
 

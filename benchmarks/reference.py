@@ -21,15 +21,17 @@ from amrs.logs.schema import read_log, write_log
 from amrs.logs.splits import TRAIN
 
 HISTORY, BATCH, TRACKS = 50, 128, 1683
+SESSIONS = PlatformConfig().sessions_per_user
 MODEL = ModelConfig(width=64, layers=2, heads=2, history=HISTORY)
 ROOT = Path(__file__).parents[1] / "build" / "benchmarks"
 
 
-def platform_log(users: int, tracks: int = TRACKS) -> Path:
-    """Folder of a platform log of so many users, under `ROOT`."""
-    folder = ROOT / f"platform-{users}-{tracks}"
+def platform_log(users: int, tracks: int = TRACKS, sessions: float = SESSIONS) -> Path:
+    """Folder of a platform log of so many users, with so many sessions each on average, under `ROOT`."""
+    folder = ROOT / f"platform-{users}-{tracks}{f'-{sessions:g}' if sessions != SESSIONS else ''}"
     if not (folder / "log" / "metadata.json").exists():
-        importer(DataConfig(platform=PlatformConfig(users=users, tracks=tracks)), folder)
+        platform = PlatformConfig(users=users, tracks=tracks, sessions_per_user=sessions)
+        importer(DataConfig(platform=platform), folder)
     return folder / "log"
 
 

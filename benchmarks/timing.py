@@ -9,7 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 REPEATS = 5
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -46,11 +49,6 @@ class Speed:
         """Per CPU-second and per wall second."""
         return statistics.median(self.cpu), statistics.median(self.wall)
 
-    @property
-    def range(self) -> str:
-        """For the note."""
-        return f"{min(self.cpu):,.4g} to {max(self.cpu):,.4g} per CPU-s"
-
 
 class Clock:
     """CPU and wall time since it was made."""
@@ -62,6 +60,12 @@ class Clock:
         """Work per CPU-second and wall second."""
         cpu, wall = time.process_time() - self.cpu, time.perf_counter() - self.wall
         return work / max(cpu, 1e-9), work / max(wall, 1e-9)
+
+
+def wait(device: torch.device) -> None:
+    """Until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def anonymous() -> float:
@@ -107,10 +111,9 @@ def speed(*works: Callable[[], float], seconds: float = 0.3) -> list[Speed]:
     return found
 
 
-def row(name: str, unit: str, ours: Speed, bound: Speed | None, note: str) -> Row:
-    """The medians, and the ratio to the bound per CPU-second."""
-    (cpu, wall), of_bound = ours.median, None
-    if bound is not None:
-        of_bound = cpu / bound.median[0]
-        note += f"; bound {bound.median[0]:,.4g} per CPU-s"
-    return Row(name, unit, cpu, wall, of_bound, note=f"{ours.range}; {note}")
+def row(name: str, unit: str, ours: Speed, bound: Speed, note: str, by_wall: bool = False) -> Row:
+    """The medians, and the ratio to the bound: per CPU-second, or `by_wall` per second."""
+    per, rates = ("s", ours.wall) if by_wall else ("CPU-s", ours.cpu)
+    ours_median, bound_median = ours.median[int(by_wall)], bound.median[int(by_wall)]
+    note = f"{min(rates):,.4g} to {max(rates):,.4g} per {per}; {note}; bound {bound_median:,.4g} per {per}"
+    return Row(name, unit, *ours.median, ours_median / bound_median, note=note)

@@ -25,7 +25,8 @@ class FoldedHead:
 
     Args:
         member: in eval mode.
-        drawn: signals whose feedback is sampled, in the order of the columns of `u_GU` below.
+        drawn: signals whose feedback is sampled, in the order of the columns of `u_GU` below; those of a kind
+            side by side.
         targets: signals of the member and values whose expected distance is asked for.
         asked: tracks that will be asked about in all; a catalogue of more is not looked up.
     """
@@ -104,7 +105,7 @@ class FoldedHead:
             params_GNP = params[:, start:stop].unflatten(1, (len(names), kind.size))
             expected.append(kind.mean(params_GNP))
             if at:
-                shown.append(kind.sample(params_GNP[:, : len(at)], u_GU[:, at]))
+                shown.append(kind.sample(params_GNP[:, : len(at)], u_GU[:, at[0] : at[-1] + 1]))
             if self.targets:
                 params_of |= zip(names, params_GNP.unbind(1), strict=True)
             start = stop

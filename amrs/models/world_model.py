@@ -371,11 +371,14 @@ class WorldModel(nn.Module):
         return [member for member in self.members if isinstance(member, WorldModelMember)]
 
     def predict(self, batch: Batch, at_BL: Tensor, moment: str) -> dict[str, list[Tensor]]:
-        """Head parameters (N, P) of each member, by signal, at the tokens where `at_BL` is True.
+        """Head parameters (N, P) of each member, by signal, at the tokens where `at_BL` is True; on the CPU,
+        wherever the model is.
 
         `moment` is "track" (what the logged next track will bring), "start" or "end" (the final report).
         """
         answers: dict[str, list[Tensor]] = {}
+        device = self.ensemble[0].head.weight.device
+        batch, at_BL = batch.to(device), at_BL.to(device)
         for member in self.ensemble:
             h_ND = member.encoder.at(batch, at_BL)
             if moment == "track":
@@ -383,7 +386,7 @@ class WorldModel(nn.Module):
             else:
                 params = member.at_moment(h_ND, ended=moment == "end")
             for name, value in params.items():
-                answers.setdefault(name, []).append(value)
+                answers.setdefault(name, []).append(value.cpu())
         return answers
 
     def mean(self, name: str, params: list[Tensor]) -> Tensor:

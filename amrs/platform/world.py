@@ -48,7 +48,7 @@ class PlatformEnvironment:
         engagement: expected fraction of this play; rating: probability of a like; valence, arousal: the
         expected report if the session ended now.
         """
-        return step(self.config, self.catalogue, state, track_B, t, self.targets)
+        return step(self.config, self.catalogue, state, track_B.cpu(), t, self.targets)
 
     def next_session(self, state: State, key_B: Tensor, gap_hours: float = DAY_H) -> State:
         """The same listeners a day later in the same mode: a new session under the noise of `key_B`."""

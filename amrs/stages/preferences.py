@@ -21,6 +21,7 @@ from amrs.negatives import negative_plays
 from amrs.noise import uniform
 from amrs.pairs import SAMPLERS, Labelling, Pairs
 from amrs.policies import NeuralPolicy
+from amrs.rollout import rollout_device
 from amrs.rules import Rules, histories_at_once
 from amrs.runs import Run, RunError, write_json
 from amrs.stages import bc, world_model
@@ -46,15 +47,16 @@ def run(run: Run, folder: Path) -> None:
     """Pairs of the labeller's users to `folder`/pairs (a Hugging Face data set) and a summary."""
     config, section = run.config, run.config.preferences
     data = open_data(run, users="labeller")
-    labeller = world_model.load(run.parents["labeller"].folder, data)
-    copycat, rules = bc.load(run.parents["bc"].folder, data), data.rules()
+    device, rules = rollout_device(config.trainer.accelerator), data.rules()
+    labeller = world_model.load(run.parents["labeller"].folder, data).to(device)
+    copycat = bc.load(run.parents["bc"].folder, data).to(device)
     rows = torch.cat([data.rows(TRAIN), data.rows(VALIDATION)])
     effects = measure(labeller, copycat, data, config.utility, config.seed)
     entropy = _entropy_after(copycat, data, rules, config)
     utility = Utility(config.utility, data.log.metadata.modes, *effects, entropy)
     behaviour = None
     if section.policy is not None:
-        behaviour = bc.load(Path(section.policy), data, run.parents["bc"].folder)
+        behaviour = bc.load(Path(section.policy), data, run.parents["bc"].folder).to(device)
     share = shared(run, folder)
     source = Labelling(labeller, copycat, utility, data, rules, section, config.seed, behaviour, share)
     pairs = SAMPLERS[section.sampler](source, rows)

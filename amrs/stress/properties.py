@@ -62,7 +62,7 @@ def first_log_probs(policy: Policy, view: SessionDataModule, row_Q: Tensor) -> T
     """Log-probabilities (Q, K) of the first track of the sessions under way."""
     nothing = torch.zeros(len(row_Q), 0, dtype=torch.int64)
     allowed_QK = view.rules().allowed(view.flat.mode_S[row_Q], nothing)
-    return log_softmax_allowed(policy.logits(policy.start(row_Q)), allowed_QK)
+    return log_softmax_allowed(policy.logits(policy.start(row_Q)).cpu(), allowed_QK)
 
 
 def hard(policy: Policy, data: SessionDataModule, histories: Histories, seed: int) -> dict[str, Found]:
