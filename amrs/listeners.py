@@ -181,7 +181,7 @@ class ImaginedListeners:
 
 def luck(key_G: Tensor, t: int | Tensor) -> Tensor:
     """What decides the feedback at step `t` (broadcast to the keys), uniform in (0, 1), (..., 4)."""
-    t, purpose_4 = (torch.as_tensor(x, device=key_G.device) for x in (t, [*_DRAWN.values()]))
+    t, purpose_4 = (torch.as_tensor(x).to(key_G.device) for x in (t, [*_DRAWN.values()]))
     return uniform(key_G[..., None], t[..., None], purpose_4)
 
 

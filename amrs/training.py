@@ -73,9 +73,9 @@ class RatioOfSums(Metric):
         self.add_state("counts", zeros.clone(), dist_reduce_fx="sum")
 
     def update(self, sums_Z: Tensor, counts_Z: Tensor) -> None:
-        """Add sums and counts."""
+        """Add sums and counts, which may be on another device."""
         self.sums += sums_Z.detach()
-        self.counts += counts_Z
+        self.counts += counts_Z.to(self.counts.device)
 
     def compute(self) -> dict[str, Tensor]:
         """Ratio by name; names without any count are left out."""

@@ -1,25 +1,43 @@
-"""What runs on a GPU, without one: nothing mixes devices, and the benchmarks of GPUs run on the CPU."""
+"""What runs on a GPU, without one: a pretended GPU gives what the CPU gives, and the benchmarks of
+GPUs run on the CPU."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pretended_gpu import GPU, Pretence
+from pretended_gpu import on_both, pretended_gpu, there
 from tiny_logs import opened, policy, random_log, world_model
+from torch import Tensor, nn
 
-from amrs.config.groups import ModelConfig
+from amrs.batches import Batch, PairBatch
+from amrs.candidates import candidate_utility, entropy_after, next_track_log_probs
+from amrs.carry import measure_effects
+from amrs.config import parse
+from amrs.config.groups import ModelConfig, UtilityConfig
+from amrs.config.stages import PreferencesConfig
+from amrs.continuations import shortfall
 from amrs.data import SessionDataModule
+from amrs.guidance import GuidedPolicy, best_of, boltzmann, calibrate
 from amrs.listeners import ImaginedListeners
+from amrs.logs.splits import TRAIN
 from amrs.noise import hash_keys
-from amrs.policies import NeuralPolicy
-from amrs.rollout import imagine, rollout_device
+from amrs.pairs import SAMPLERS, Labelling
+from amrs.policies import FixedPolicy, GreedyPolicy, NeuralPolicy, Scorer
+from amrs.rollout import Policy, imagine, rollout_device
 from amrs.runs import RunError
+from amrs.stages.bc import BehaviourCloning
+from amrs.stages.dpo import DirectPreference, KlCheck
+from amrs.stages.world_model import WorldModelTraining
+from amrs.utility import Utility
 from benchmarks.gpu import CUDA, evaluated, trained
 from benchmarks.rollouts import closed_loop
 
 HORIZON, CPU = 5, torch.device("cpu")
+CLOSE = {"atol": 2e-5, "rtol": 1e-4, "equal_nan": True}
+Move = Callable[[Any], Any]
 
 
 @pytest.fixture(scope="module")
@@ -27,49 +45,161 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> SessionDataModule:
     return opened(random_log(tmp_path_factory.mktemp("log") / "log"))
 
 
-@dataclass
-class _Begun:
-    """A policy or listeners whose histories are read already: reading them asks for values."""
-
-    acting: Any
-    state: Any
-
-    def start(self, *_: Any) -> Any:
-        return self.state
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.acting, name)
-
-
-def begun(pretence: Pretence, device: torch.device, acting: Any, *start: Any) -> _Begun:
-    state = acting.start(*start)
-    return _Begun(pretence.on(device, acting), pretence.on(device, state))
-
-
-@pytest.mark.parametrize("repeats", [False, True])
-@pytest.mark.parametrize("where", [(GPU, GPU, GPU), (CPU, GPU, GPU), (GPU, CPU, CPU)])
-def test_a_rollout_mixes_no_devices_wherever_policy_listeners_and_reference_are(
-    data: SessionDataModule, where: tuple[torch.device, ...], repeats: bool
-) -> None:
-    row_B = torch.arange(4)
-    key_B, rules, pretence = hash_keys(0, row_B), data.rules(), Pretence()
-    rules.repeats = repeats
-    listeners = ImaginedListeners(world_model(data, 2), data, HORIZON, [("valence", 0.5)])
-    acting = begun(pretence, where[0], NeuralPolicy(policy(data, 1), data, HORIZON), row_B)
-    world = begun(pretence, where[1], listeners, row_B, key_B)
-    reference = begun(pretence, where[2], NeuralPolicy(policy(data, 2), data, HORIZON), row_B)
-    rules, *sessions = pretence.on(CPU, [rules, data.flat.mode_S[row_B], row_B, key_B])
-    with pretence.mode:
-        found = imagine(acting, world, rules, *sessions, HORIZON, reference)
-    assert found.track_BT.device == CPU and found.kl_BT is not None and found.kl_BT.device == CPU
-    assert {x.device for x in found.expected.values()} == {CPU}
+@pytest.fixture(scope="module")
+def utility(data: SessionDataModule) -> Utility:
+    targets = {"calm": {"arousal": 0.3}, "energize": {"arousal": "up"}}
+    return Utility(UtilityConfig(modes=targets, entropy=0.1), data.log.metadata.modes,
+                   entropy=[0.1] * data.tracks)  # fmt: skip
 
 
 def test_the_pretended_gpu_refuses_what_a_real_one_would() -> None:
-    pretence = Pretence()
-    here, there = pretence.on(CPU, torch.ones(3)), pretence.on(GPU, torch.ones(3))
-    with pretence.mode, pytest.raises(RuntimeError, match="same device"):
-        here + there
+    with pretended_gpu():
+        x = there(torch.ones(3))
+        with pytest.raises(RuntimeError, match="same device"):
+            x + torch.ones(3)
+        with pytest.raises(TypeError, match="numpy"):
+            x.numpy()
+
+
+def as_cloned(data: SessionDataModule, utility: Utility, move: Move) -> Policy:
+    return NeuralPolicy(move(policy(data, 1)), data, HORIZON)
+
+
+def as_fixed(data: SessionDataModule, utility: Utility, move: Move) -> Policy:
+    return FixedPolicy(move(torch.arange(data.tracks) / 5))
+
+
+def as_greedy(data: SessionDataModule, utility: Utility, move: Move) -> Policy:
+    return GreedyPolicy(Scorer(move(world_model(data, 2)), utility, data, HORIZON))
+
+
+def as_guided(tilt: Any) -> Callable[[SessionDataModule, Utility, Move], Policy]:
+    def made(data: SessionDataModule, utility: Utility, move: Move) -> Policy:
+        scorer = Scorer(move(world_model(data, 2)), utility, data, HORIZON)
+        clone = NeuralPolicy(move(policy(data, 1)), data, HORIZON)
+        guided, row_B = GuidedPolicy(clone, scorer, data.rules(), tilt, 1.0), torch.arange(4)
+        listeners = ImaginedListeners(move(world_model(data, 2)), data, HORIZON)
+        calibrate(guided, 0.2, listeners, row_B, hash_keys(1, row_B), HORIZON)
+        return guided
+
+    return made
+
+
+ACTING = {"cloned": as_cloned, "fixed": as_fixed, "greedy": as_greedy, "boltzmann": as_guided(boltzmann),
+          "best_of": as_guided(best_of)}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["gpu", "policy on the cpu", "listeners on the cpu"])
+@pytest.mark.parametrize("name", ACTING)
+def test_rollouts_are_the_same_wherever_policy_and_listeners_are(
+    data: SessionDataModule, utility: Utility, name: str, where: str
+) -> None:
+    row_B = torch.arange(12)
+
+    def work(move: Move) -> Any:
+        stay: Move = lambda x: x  # noqa: E731
+        acts = ACTING[name](data, utility, stay if where == "policy on the cpu" else move)
+        model = (stay if where == "listeners on the cpu" else move)(world_model(data, 2))
+        world = ImaginedListeners(model, data, HORIZON, utility.targets)
+        reference = NeuralPolicy(move(policy(data, 2)), data, HORIZON)
+        modes = data.flat.mode_S[row_B]
+        return imagine(acts, world, data.rules(), modes, row_B, hash_keys(0, row_B), HORIZON, reference)
+
+    ours, theirs = on_both(work)
+    assert torch.equal(ours.track_BT, theirs.track_BT) and torch.equal(ours.left_B, theirs.left_B)
+    for a, b in ((ours.kl_BT, theirs.kl_BT), *((x, theirs.expected[k]) for k, x in ours.expected.items())):
+        assert b is not None and b.device == CPU
+        torch.testing.assert_close(a, b, **CLOSE)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_pairs_are_the_same_wherever_the_models_are(
+    data: SessionDataModule, utility: Utility, sampler: str
+) -> None:
+    def work(move: Move) -> Any:
+        models = move(world_model(data, 2)), move(policy(data))
+        config = PreferencesConfig(draws=4, margin=0.0)
+        source = Labelling(*models, utility, data, data.rules(), config, 0, move(policy(data, 3)))
+        return vars(SAMPLERS[sampler](source, data.rows(TRAIN)))
+
+    ours, theirs = on_both(work)
+    assert len(ours["row_B"])
+    for name, values in ours.items():
+        torch.testing.assert_close(values, theirs[name], **CLOSE)
+
+
+def test_what_is_measured_before_labelling_is_the_same_wherever_the_models_are(
+    data: SessionDataModule, utility: Utility
+) -> None:
+    row_B, step_B = torch.arange(8), torch.zeros(8, dtype=torch.int64)
+
+    def work(move: Move) -> Any:
+        model, clone, rules = move(world_model(data, 2)), move(policy(data)), data.rules()
+        listeners, reference = ImaginedListeners(model, data, 3), NeuralPolicy(clone, data, 3)
+        effects = measure_effects(listeners, reference, rules, data.flat.mode_S[row_B], row_B, 0, 3)
+        return [
+            torch.tensor([*effects.spread.values(), *chain(*effects.carry.values())]),
+            entropy_after(clone, data, rules, row_B[:2]),
+            next_track_log_probs(clone, data, rules, row_B, step_B),
+            candidate_utility(model, utility, data, row_B, step_B, torch.arange(24).view(8, 3)),
+            shortfall(model, utility, data, row_B),
+        ]
+
+    for a, b in zip(*on_both(work), strict=True):
+        torch.testing.assert_close(a, b, **CLOSE)
+
+
+def stepped(module: Any, batch: Batch | PairBatch, move: Move) -> tuple[Tensor, list[Tensor], dict[str, Any]]:
+    """Loss, gradients and validation figures of one batch."""
+    module, said = move(module), {}
+    module._device = next(module.parameters()).device
+    module.log = lambda name, value, **_: said.update({name: value})
+    module.log_dict = lambda values, **_: said.update(values)
+    loss = module.training_step(batch, 0)
+    loss.backward()
+    grads = [x.grad.cpu() for x in module.parameters() if x.grad is not None]
+    with torch.no_grad():
+        module.validation_step(batch, 0)
+    return loss.detach().cpu(), grads, {name: float(x) for name, x in module.validation.compute().items()}
+
+
+def trainings(data: SessionDataModule, config: Any) -> dict[str, nn.Module]:
+    clone = policy(data)
+    check = KlCheck(policy(data), ImaginedListeners(world_model(data), data, HORIZON), data, config)
+    return {
+        "world_model": WorldModelTraining(world_model(data, 2), config),
+        "bc": BehaviourCloning(clone, data.rules(), config),
+        "dpo": DirectPreference(clone, data.rules(), data, check, config, 1.0),
+    }
+
+
+def pairs(data: SessionDataModule) -> dict[str, Tensor]:
+    play_P = torch.nonzero(data.flat.track_N >= 0)[:12, 0]
+    zero_P, others_PJ = torch.zeros(12), torch.tensor([[1, -1]]).expand(12, -1)
+    return {"part": torch.full((12,), TRAIN), "row": data.flat.session_N[play_P],
+            "step": data.flat.step_N[play_P] - 1, "chosen": data.flat.track_N[play_P],
+            "rejected": torch.zeros(12, dtype=torch.int64), "du": zero_P + 0.1, "ref_chosen": zero_P - 3,
+            "ref_rejected": zero_P - 3, "others": others_PJ, "du_others": others_PJ * 0.2,
+            "ref_others": others_PJ * 1.0 - 3}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["world_model", "bc", "dpo"])
+def test_losses_gradients_and_validation_are_the_same_on_both(
+    tmp_path_factory: pytest.TempPathFactory, stage: str
+) -> None:
+    data = opened(random_log(tmp_path_factory.mktemp(stage) / "log"), batch_size=12, hide_feedback=0.3)
+    config = parse([f"stage={stage}", "model.history=16", "model.dropout=0"]).config
+    if stage == "dpo":
+        data.pairs = pairs(data)
+    units, collate = data._units(TRAIN)
+    first = torch.arange(min(units, 12))
+    batch = collate(first, first, 1, 0)
+    ours, theirs = on_both(lambda move: stepped(trainings(data, config)[stage], move(batch), move))
+    torch.testing.assert_close(ours[0], theirs[0], **CLOSE)
+    assert ours[1] and len(ours[1]) == len(theirs[1])
+    for a, b in zip(ours[1], theirs[1], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+    assert ours[2] == pytest.approx(theirs[2], abs=1e-4, nan_ok=True)
 
 
 def test_rollouts_are_where_the_accelerator_says() -> None:
