@@ -1,9 +1,10 @@
 """The SessionDataModule shared by all stages: batches gathered from the flat log.
 
-Shape suffixes: W windows, B batch, L window length, F session features, Y targets, Z labels.
+Shape suffixes: W windows, B batch, L window length, F session features, Y targets, Z labels, A steps
+gathered together, M units of a micro-batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,8 @@ def _padding() -> np.ndarray:
 _PADDING, _NO_FEEDBACK = _padding().tobytes(), _padding()["feedback"].tobytes()
 _TOKENS = 1 << 20
 """Tokens looked at together where the whole log is gone through."""
+_GATHERED = 50 << 10
+"""Tokens gathered together, some 9 MB: small batches cost more in calls than in copying."""
 
 
 class SessionDataModule(lightning.LightningDataModule):
@@ -141,8 +144,8 @@ class SessionDataModule(lightning.LightningDataModule):
         before_W2Z = torch.from_numpy(before_NZ.take(window_W3[:, 1:].numpy(), 0))
         return before_W2Z[:, 0] - before_W2Z[:, 1]
 
-    def gather(self, window_B3: Tensor, hidden_seed: int | None = None) -> Batch:
-        """The windows as a padded batch; feedback of some sessions hidden if a seed is given.
+    def gather(self, window_B3: Tensor, hidden_seed: int | Tensor | None = None) -> Batch:
+        """The windows as a padded batch; feedback of some sessions hidden if a seed is given, one or (B, 1).
 
         What comes from tokens is a view of one copy of them; padding is a start of session 0.
         """
@@ -216,7 +219,7 @@ class SessionDataModule(lightning.LightningDataModule):
         units, collate = self._units(TRAIN)
         return StepBatches(
             units, self.batch_size, self.seed, collate, trainer.world_size, trainer.global_rank,
-            trainer.accumulate_grad_batches, trainer.global_step,
+            trainer.accumulate_grad_batches, trainer.global_step, self.together,
         )  # fmt: skip
 
     def val_dataloader(self) -> "Batches":
@@ -240,17 +243,32 @@ class SessionDataModule(lightning.LightningDataModule):
         """Windows (or pairs) of the part's users."""
         return self._units(part)[0]
 
-    def _units(self, part: int) -> tuple[int, Callable[[Tensor, Tensor, int, int], NamedTuple]]:
+    @property
+    def together(self) -> int:
+        """Optimiser steps whose windows are gathered in one call."""
+        return max(1, _GATHERED // (self.batch_size * self.history))
+
+    def _units(self, part: int) -> tuple[int, Callable[[Tensor, Tensor, int, int], Iterable[NamedTuple]]]:
         if self.pairs is not None:
             chosen = torch.nonzero(self.pairs["part"] == part)[:, 0]
-            return len(chosen), lambda mine, step, deals, _: self._pair_batch(chosen[mine], len(step) / deals)
+            return len(chosen), lambda mine_AM, units_AB, deals, _: (
+                self._pair_batch(chosen[mine_M], units_AB.shape[1] / deals) for mine_M in mine_AM
+            )
         window_W3 = self.windows(part)
 
-        def collate(mine: Tensor, step_units: Tensor, deals: int, step: int) -> Batch:
-            step_W3 = window_W3[step_units]
-            normaliser_Z = self.label_counts(step_W3).sum(0).clamp(min=1) / deals
-            mine_B3 = step_W3 if deals == 1 else window_W3[mine]
-            return self.gather(mine_B3, hidden_seed=step)._replace(normaliser_Z=normaliser_Z)
+        def collate(mine_AM: Tensor, units_AB: Tensor, deals: int, step: int) -> Iterator[Batch]:
+            steps, micro = mine_AM.shape
+            count_XZ = self.label_counts(window_W3[units_AB.flatten()])
+            normaliser_AZ = count_XZ.unflatten(0, (steps, -1)).sum(1).clamp(min=1) / deals
+            window_X3 = window_W3[mine_AM.flatten()]
+            step_X1 = torch.arange(step, step + steps).repeat_interleave(micro)[:, None]
+            batch = self.gather(window_X3, hidden_seed=step_X1)
+            length_A = (window_X3[:, 1] - window_X3[:, 0]).view(steps, -1).amax(1).tolist()
+            fields = (x.split(micro) for x in batch[:-1])
+            for length, *parts in zip(length_A, *fields, normaliser_AZ, strict=True):
+                if length < batch.valid_BL.shape[1]:
+                    parts = [x[:, :length] if x.ndim > 1 else x for x in parts]
+                yield Batch(*parts)
 
         return len(window_W3), collate
 
