@@ -1,9 +1,10 @@
 """Batches: what they hold, the windows they are cut from, and the order in which they come.
 
-Shape suffixes: W windows, B batch, L window length, F session features, Y targets, Z labels.
+Shape suffixes: W windows, B batch, L window length, F session features, Y targets, Z labels, A steps
+gathered together, M units of a micro-batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -100,18 +101,21 @@ class StepBatches:
     Step s takes the same `batch_size` units whatever the ranks and accumulation steps; they are
     dealt out to (micro-batch, rank). `collate` gets the units and the label counts of the whole step
     divided by the number of deals, so that Lightning's division by accumulation steps and DDP's mean
-    over ranks leave a sum divided by the step's count. Units are shuffled anew each epoch.
+    over ranks leave a sum divided by the step's count. Units are shuffled anew each epoch. How many
+    steps are collated together changes no batch.
     """
 
     units: int
     batch_size: int
     seed: int
-    collate: Callable[[Tensor, Tensor, int, int], NamedTuple]
-    """(units of the micro-batch, units of the step, deals, step) -> batch"""
+    collate: Callable[[Tensor, Tensor, int, int], Iterable[NamedTuple]]
+    """(units of A steps' micro-batches (A, M), of the steps (A, B), deals, first step) -> a batch a step"""
     ranks: int = 1
     rank: int = 0
     accumulate: int = 1
     start_step: int = 0
+    together: int = 1
+    """Steps that are collated together."""
     _orders: dict[int, Tensor] = field(default_factory=dict, repr=False)
     """Order of the units in the epochs of the last step."""
 
@@ -132,11 +136,12 @@ class StepBatches:
         deals = self.ranks * self.accumulate
         step = self.start_step
         while True:
-            units = self.step_units(step)
-            for micro in range(self.accumulate):
-                mine = units[micro * self.ranks + self.rank :: deals]
-                yield self.collate(mine, units, deals, step)
-            step += 1
+            units_AB = torch.stack([self.step_units(step + a) for a in range(self.together)])
+            mine = [units_AB[:, micro * self.ranks + self.rank :: deals] for micro in range(self.accumulate)]
+            micros = [self.collate(mine_AM, units_AB, deals, step) for mine_AM in mine]
+            for batches in zip(*micros, strict=True):
+                yield from batches
+            step += self.together
 
 
 @dataclass
@@ -144,10 +149,11 @@ class Batches:
     """One batch for each part of the units (Lightning takes a plain list for several loaders)."""
 
     parts: Sequence[Tensor]
-    collate: Callable[[Tensor, Tensor, int, int], NamedTuple]
+    collate: Callable[[Tensor, Tensor, int, int], Iterable[NamedTuple]]
 
     def __iter__(self) -> Iterator[NamedTuple]:
-        return (self.collate(part, part, 1, -1) for part in self.parts)
+        for part in self.parts:
+            yield from self.collate(part[None], part[None], 1, -1)
 
     def __len__(self) -> int:
         return len(self.parts)

@@ -1,9 +1,10 @@
 """The SessionDataModule shared by all stages: batches gathered from the flat log.
 
-Shape suffixes: W windows, B batch, L window length, F session features, Y targets, Z labels.
+Shape suffixes: W windows, B batch, L window length, F session features, Y targets, Z labels, A steps
+gathered together, M units of a micro-batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,17 +28,19 @@ _SESSION, _TRACK, _STEP, _MODE = range(4)
 _FEEDBACK, _TARGET, _REPORT = slice(8, 12), slice(12, 19), slice(19, 21)
 
 
-def _padding() -> Tensor:
+def _padding() -> np.ndarray:
     token = np.zeros(1, TOKEN)
     token["track"], token["mode"] = -1, -1
     for name in ("feedback", "target", "report"):
         token[name] = np.nan
-    return torch.from_numpy(token.view("i8"))
+    return token
 
 
-_PADDING_R = _padding()
+_PADDING, _NO_FEEDBACK = _padding().tobytes(), _padding()["feedback"].tobytes()
 _TOKENS = 1 << 20
 """Tokens looked at together where the whole log is gone through."""
+_GATHERED = 50 << 10
+"""Tokens gathered together, some 9 MB: small batches cost more in calls than in copying."""
 
 
 class SessionDataModule(lightning.LightningDataModule):
@@ -137,27 +140,26 @@ class SessionDataModule(lightning.LightningDataModule):
 
     def label_counts(self, window_W3: Tensor) -> Tensor:
         """Counts of `LABELS` in each window's counted tokens, as (W, Z)."""
-        before_NZ = self.flat.labels_NZ
-        return before_NZ[window_W3[:, 1]] - before_NZ[window_W3[:, 2]]
+        before_NZ = self.flat.labels_NZ.numpy()
+        before_W2Z = torch.from_numpy(before_NZ.take(window_W3[:, 1:].numpy(), 0))
+        return before_W2Z[:, 0] - before_W2Z[:, 1]
 
-    def gather(self, window_B3: Tensor, hidden_seed: int | None = None) -> Batch:
-        """The windows as a padded batch; feedback of some sessions hidden if a seed is given.
+    def gather(self, window_B3: Tensor, hidden_seed: int | Tensor | None = None) -> Batch:
+        """The windows as a padded batch; feedback of some sessions hidden if a seed is given, one or (B, 1).
 
         What comes from tokens is a view of one copy of them; padding is a start of session 0.
         """
         flat, (begin_B, end_B, counted_B) = self.flat, window_B3.unbind(1)
         length_B = end_B - begin_B
-        length = int(length_B.max())
-        token_BLR = _slices(flat.token_NR, begin_B, length)
+        shortest, length = (int(n) for n in length_B.aminmax())
         place_L = torch.arange(length)
+        valid_BL = place_L < length_B[:, None]
+        token_BLR = _slices(flat.token_NR, begin_B, length)
         next_track_BL = token_BLR[:, 1:, _TRACK]
-        if int(length_B.min()) == length:
-            valid_BL = torch.ones(token_BLR.shape[0], length, dtype=torch.bool)
-        else:
-            valid_BL = place_L < length_B[:, None]
-            next_track_BL = next_track_BL.where(valid_BL, -1)
-            token_BLR[:, :-1][~valid_BL] = _PADDING_R
         token_BLR = token_BLR[:, :-1]
+        if shortest < length:
+            next_track_BL = next_track_BL.where(valid_BL, -1)
+            _put(token_BLR, ~valid_BL, _PADDING)
         session_BL = token_BLR[..., _SESSION]
         value_BLV = token_BLR.view(torch.float32)
         feedback_BL4 = value_BLV[..., _FEEDBACK]
@@ -166,8 +168,9 @@ class SessionDataModule(lightning.LightningDataModule):
             draw_BL = uniform(self.seed, _HIDE, hidden_seed, session_BL)
             # A start has nothing to hide, and rollouts read it before they know whether feedback will be.
             hidden_BL = (draw_BL < self.hide_feedback) & (token_BLR[..., _STEP] > 0)
-            feedback_BL4 = feedback_BL4.masked_fill(hidden_BL[..., None], torch.nan)
-        static_BLF = flat.static_SF.index_select(0, session_BL.flatten()).unflatten(0, valid_BL.shape)
+            _put(feedback_BL4, hidden_BL, _NO_FEEDBACK)
+        # numpy takes strided rows without a copy of their numbers, and small rows faster.
+        static_BLF = torch.from_numpy(flat.static_SF.numpy().take(session_BL.numpy(), 0))
         return Batch(
             static_BLF=static_BLF,
             track_BL=token_BLR[..., _TRACK],
@@ -216,7 +219,7 @@ class SessionDataModule(lightning.LightningDataModule):
         units, collate = self._units(TRAIN)
         return StepBatches(
             units, self.batch_size, self.seed, collate, trainer.world_size, trainer.global_rank,
-            trainer.accumulate_grad_batches, trainer.global_step,
+            trainer.accumulate_grad_batches, trainer.global_step, self.together,
         )  # fmt: skip
 
     def val_dataloader(self) -> "Batches":
@@ -240,15 +243,32 @@ class SessionDataModule(lightning.LightningDataModule):
         """Windows (or pairs) of the part's users."""
         return self._units(part)[0]
 
-    def _units(self, part: int) -> tuple[int, Callable[[Tensor, Tensor, int, int], NamedTuple]]:
+    @property
+    def together(self) -> int:
+        """Optimiser steps whose windows are gathered in one call."""
+        return max(1, _GATHERED // (self.batch_size * self.history))
+
+    def _units(self, part: int) -> tuple[int, Callable[[Tensor, Tensor, int, int], Iterable[NamedTuple]]]:
         if self.pairs is not None:
             chosen = torch.nonzero(self.pairs["part"] == part)[:, 0]
-            return len(chosen), lambda mine, step, deals, _: self._pair_batch(chosen[mine], len(step) / deals)
+            return len(chosen), lambda mine_AM, units_AB, deals, _: (
+                self._pair_batch(chosen[mine_M], units_AB.shape[1] / deals) for mine_M in mine_AM
+            )
         window_W3 = self.windows(part)
 
-        def collate(mine: Tensor, step_units: Tensor, deals: int, step: int) -> Batch:
-            normaliser_Z = self.label_counts(window_W3[step_units]).sum(0).clamp(min=1) / deals
-            return self.gather(window_W3[mine], hidden_seed=step)._replace(normaliser_Z=normaliser_Z)
+        def collate(mine_AM: Tensor, units_AB: Tensor, deals: int, step: int) -> Iterator[Batch]:
+            steps, micro = mine_AM.shape
+            count_XZ = self.label_counts(window_W3[units_AB.flatten()])
+            normaliser_AZ = count_XZ.unflatten(0, (steps, -1)).sum(1).clamp(min=1) / deals
+            window_X3 = window_W3[mine_AM.flatten()]
+            step_X1 = torch.arange(step, step + steps).repeat_interleave(micro)[:, None]
+            batch = self.gather(window_X3, hidden_seed=step_X1)
+            length_A = (window_X3[:, 1] - window_X3[:, 0]).view(steps, -1).amax(1).tolist()
+            fields = (x.split(micro) for x in batch[:-1])
+            for length, *parts in zip(length_A, *fields, normaliser_AZ, strict=True):
+                if length < batch.valid_BL.shape[1]:
+                    parts = [x[:, :length] if x.ndim > 1 else x for x in parts]
+                yield Batch(*parts)
 
         return len(window_W3), collate
 
@@ -272,8 +292,15 @@ def _slices(token_NR: Tensor, begin_B: Tensor, length: int) -> Tensor:
     count, size = token_NR.shape
     last = count - 1 - length
     slice_NX = token_NR.as_strided((last + 1, (length + 1) * size), (size, 1))
-    token_BX = slice_NX.index_select(0, begin_B.clamp(max=last))
-    token_BLR: Tensor = token_BX.unflatten(1, (length + 1, size))
+    if int(begin_B.max()) <= last:
+        return slice_NX.index_select(0, begin_B).view(-1, length + 1, size)
+    token_BLR = slice_NX.index_select(0, begin_B.clamp(max=last)).view(-1, length + 1, size)
     for b in torch.nonzero(begin_B > last)[:, 0].tolist():
         token_BLR[b] = token_BLR[b].roll(int(last - begin_B[b]), 0)
     return token_BLR
+
+
+def _put(row_BLR: Tensor, at_BL: Tensor, value: bytes) -> None:
+    """Write `value`, a row's bytes, over the rows at `at_BL`: as one piece, not number by number."""
+    piece = f"V{len(value)}"
+    row_BLR.numpy().view(piece)[..., 0][at_BL.numpy()] = np.frombuffer(value, piece)

@@ -8,6 +8,9 @@ numbers).
 import torch
 from torch import Tensor
 
+_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_BITS = (1 << 64) - 1
+
 
 def _signed(constant: int) -> int:
     """The 64-bit pattern `constant` as the signed integer that torch stores."""
@@ -19,17 +22,28 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
+def _mixed_number(state: int) -> int:
+    """`_mixed` of one number: twenty operators on it as a tensor would take as long as on thousands."""
+    state = ((state & _BITS) + _GOLDEN) & _BITS
+    state = ((state ^ state >> 30) * _FIRST) & _BITS
+    state = ((state ^ state >> 27) * _SECOND) & _BITS
+    return _signed(state ^ state >> 31)
+
+
+def _mixed(state: Tensor) -> Tensor:
+    state = state + _signed(_GOLDEN)
+    state = (state ^ _shift_right(state, 30)) * _signed(_FIRST)
+    state = (state ^ _shift_right(state, 27)) * _signed(_SECOND)
+    return state ^ _shift_right(state, 31)
+
+
 def hash_keys(*keys: int | Tensor) -> Tensor:
     """A 64-bit hash (int64) of the broadcast integer keys: splitmix64 (Steele et al. 2014), chained."""
-    state = torch.zeros((), dtype=torch.int64)
+    state: int | Tensor = 0
     for key in keys:
-        key = torch.as_tensor(key, dtype=torch.int64)
-        state = (state.to(key.device) if state.ndim == 0 else state) ^ key
-        state = state + _signed(0x9E3779B97F4A7C15)
-        state = (state ^ _shift_right(state, 30)) * _signed(0xBF58476D1CE4E5B9)
-        state = (state ^ _shift_right(state, 27)) * _signed(0x94D049BB133111EB)
-        state = state ^ _shift_right(state, 31)
-    return state
+        state = state ^ (key.long() if isinstance(key, Tensor) else int(key))
+        state = _mixed(state) if isinstance(state, Tensor) else _mixed_number(state)
+    return torch.as_tensor(state)
 
 
 def uniform(*keys: int | Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def _steps(module: Any, log: SessionDataModule, share: Callable[[Any], float]) -
     module.log = module.log_dict = lambda *_, **__: None
     optimiser = torch.optim.AdamW(module.parameters())
     units, collate = log._units(TRAIN)
-    batches = iter(StepBatches(units, BATCH, 0, collate))
+    batches = iter(StepBatches(units, BATCH, 0, collate, together=log.together))
 
     def work() -> float:
         batch = next(batches)

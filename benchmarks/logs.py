@@ -36,7 +36,7 @@ def _batches(name: str, log_dir: Path) -> Row:
     with peak_anonymous() as gib:
         log = data(log_dir)
         units, collate = log._units(TRAIN)
-        stream = iter(StepBatches(units, BATCH, 0, collate))
+        stream = iter(StepBatches(units, BATCH, 0, collate, together=log.together))
         first = next(stream)
         for _ in range(units // BATCH - 1):
             next(stream)

@@ -263,7 +263,7 @@ class Dealt(NamedTuple):
 def dealt(ranks: int, accumulate: int, steps: int, start: int = 0) -> list[list[Dealt]]:
     """Micro-batches of all ranks by step."""
     streams = [
-        iter(StepBatches(10, 7, 3, lambda mine, step, deals, s: Dealt(mine, len(step) / deals),
+        iter(StepBatches(10, 7, 3, lambda mine, step, deals, s: [Dealt(mine[0], step.shape[1] / deals)],
                          ranks, rank, accumulate, start))
         for rank in range(ranks)
     ]  # fmt: skip
@@ -379,6 +379,27 @@ def test_a_batch_of_slices_equals_rows_picked_one_by_one(tmp_path: Path) -> None
     for part in [*window_W3.split(5), *window_W3.flip(0).split(7)]:
         for field, fast, slow in zip(Batch._fields, data.gather(part, 3), picked(data, part, 3), strict=True):
             assert same(fast, slow), field
+
+
+@pytest.mark.parametrize(("ranks", "accumulate", "start"), [(1, 1, 0), (2, 1, 3), (1, 3, 1), (2, 2, 0)])
+def test_steps_gathered_together_equal_rows_picked_step_by_step(
+    tmp_path: Path, ranks: int, accumulate: int, start: int
+) -> None:
+    data = opened(random_log(tmp_path / "log", users=30), history=40, batch_size=7, hide_feedback=0.5)
+    window_W3, deals = data.windows(TRAIN), ranks * accumulate
+    units, collate = data._units(TRAIN)
+    steps, lengths = StepBatches(units, 7, data.seed, collate), set()
+    for together, rank in itertools.product((1, 4), range(ranks)):
+        stream = StepBatches(units, 7, data.seed, collate, ranks, rank, accumulate, start, together)
+        for n, batch in enumerate(itertools.islice(stream, 9 * accumulate)):
+            step, micro = start + n // accumulate, n % accumulate
+            step_W3 = window_W3[steps.step_units(step)]
+            slow = picked(data, step_W3[micro * ranks + rank :: deals], step)
+            whole_Z = data.label_counts(step_W3).sum(0).clamp(min=1) / deals
+            for field, a, b in zip(Batch._fields, batch, slow._replace(normaliser_Z=whole_Z), strict=True):
+                assert a.dtype == b.dtype and a.shape == b.shape and same(a, b), field
+            lengths.add(batch.valid_BL.shape[1])
+    assert len(lengths) > 1
 
 
 def test_an_epoch_of_steps_takes_every_unit_once() -> None:

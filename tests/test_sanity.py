@@ -113,9 +113,9 @@ def trained(
 def batches(data: SessionDataModule, window_W3: Tensor) -> Iterator[Batch]:
     counts_WZ = data.label_counts(window_W3)
 
-    def collate(mine: Tensor, units: Tensor, deals: int, step: int) -> Batch:
-        normaliser_Z = counts_WZ[units].sum(0).clamp(min=1) / deals
-        return data.gather(window_W3[mine], hidden_seed=step)._replace(normaliser_Z=normaliser_Z)
+    def collate(mine_1M: Tensor, units_1B: Tensor, deals: int, step: int) -> list[Batch]:
+        normaliser_Z = counts_WZ[units_1B[0]].sum(0).clamp(min=1) / deals
+        return [data.gather(window_W3[mine_1M[0]], hidden_seed=step)._replace(normaliser_Z=normaliser_Z)]
 
     return iter(StepBatches(len(window_W3), data.batch_size, data.seed, collate))  # type: ignore[arg-type]
 
