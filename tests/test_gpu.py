@@ -193,7 +193,7 @@ def test_losses_gradients_and_validation_are_the_same_on_both(
         data.pairs = pairs(data)
     units, collate = data._units(TRAIN)
     first = torch.arange(min(units, 12))
-    batch = collate(first, first, 1, 0)
+    (batch,) = collate(first[None], first[None], 1, 0)
     ours, theirs = on_both(lambda move: stepped(trainings(data, config)[stage], move(batch), move))
     torch.testing.assert_close(ours[0], theirs[0], **CLOSE)
     assert ours[1] and len(ours[1]) == len(theirs[1])
