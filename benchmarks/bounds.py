@@ -6,6 +6,7 @@ may come nearer to this bound than torch.mm alone would let it.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,10 +65,12 @@ def products(work: Callable[[], Any]) -> list[tuple[Operand, Operand]]:
 
 def replay(pairs: list[tuple[Operand, Operand]], device: torch.device = CPU) -> Callable[[], None]:
     """A function that does these products and nothing else."""
+    if device.type != "cpu":
+        return partial(_replay_there, pairs, device)
     made: dict[tuple[Operand, Operand], Any] = {}
     for pair in pairs:
         if pair not in made:
-            left, right = (torch.empty_strided(*x, device=device).uniform_(-1, 1) for x in pair)
+            left, right = (torch.empty_strided(*x).uniform_(-1, 1) for x in pair)
             multiply = torch.bmm if left.ndim == 3 else torch.mm
             made[pair] = (multiply, left, right, multiply(left, right))
     ready = [made[pair] for pair in pairs]
@@ -76,9 +79,17 @@ def replay(pairs: list[tuple[Operand, Operand]], device: torch.device = CPU) -> 
     def run() -> None:
         for multiply, left, right, out in ready:
             multiply(left, right, out=out)
-        wait(device)
 
     return run
+
+
+@torch.inference_mode()
+def _replay_there(pairs: list[tuple[Operand, Operand]], device: torch.device) -> None:
+    """On a GPU, whose memory would not hold all operands at once: new ones, as they lie, for every product."""
+    for pair in pairs:
+        left, right = (torch.empty_strided(*x, device=device) for x in pair)
+        (torch.bmm if left.ndim == 3 else torch.mm)(left, right)
+    wait(device)
 
 
 def flops(pairs: list[tuple[Operand, Operand]]) -> float:
