@@ -85,7 +85,7 @@ def replay(pairs: list[tuple[Operand, Operand]], device: torch.device = CPU) -> 
 
 @torch.inference_mode()
 def _replay_there(pairs: list[tuple[Operand, Operand]], device: torch.device) -> None:
-    """On a GPU, whose memory would not hold all operands at once: new ones, as they lie, for every product."""
+    """On a GPU, whose memory would not hold all operands at once: new ones for every product."""
     for pair in pairs:
         left, right = (torch.empty_strided(*x, device=device) for x in pair)
         (torch.bmm if left.ndim == 3 else torch.mm)(left, right)
