@@ -1,5 +1,6 @@
 """Trainer, optimiser, loggers and checkpoints, the same for every trained stage."""
 
+import itertools
 import logging
 import os
 import sys
@@ -259,12 +260,15 @@ def linear_schedule(module: nn.Module, section: Any, max_steps: int) -> dict[str
     """AdamW with a one-cycle schedule (Smith 2018), stepped with the optimiser.
 
     The parts of a linear model (named *_linear) were fitted before (`linear_start`), so they move little.
+    Groups are runs of the module's own order, in which FSDP2 numbers the optimiser's parameters: so a
+    checkpoint goes from one strategy to another.
     """
-    linear = [p for name, p in module.named_parameters() if "_linear." in name]
-    rest = [p for name, p in module.named_parameters() if "_linear." not in name]
-    groups = [{"params": rest}, {"params": linear, "weight_decay": min(section.weight_decay, _LINEAR_DECAY)}]
-    optimiser = torch.optim.AdamW(groups, lr=section.learning_rate, weight_decay=section.weight_decay)
-    peaks = [section.learning_rate, _LINEAR_STEP * section.learning_rate]
+    groups, peaks = [], []
+    decay = {False: section.weight_decay, True: min(section.weight_decay, _LINEAR_DECAY)}
+    for linear, run in itertools.groupby(module.named_parameters(), lambda named: "_linear." in named[0]):
+        groups.append({"params": [parameter for _, parameter in run], "weight_decay": decay[linear]})
+        peaks.append(section.learning_rate * (_LINEAR_STEP if linear else 1.0))
+    optimiser = torch.optim.AdamW(groups, lr=section.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, peaks, total_steps=max_steps + 1, pct_start=min(0.1, 50 / max_steps)
     )

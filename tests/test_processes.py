@@ -126,7 +126,6 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     pd.testing.assert_series_equal(validation(resumed), validation(whole), rtol=1e-4)
 
 
-@pytest.mark.xfail(reason="fsdp2 numbers the optimiser's parameters by name, not by group")
 def test_a_checkpoint_goes_from_one_process_to_shards_and_back(tmp_path: Path) -> None:
     """The losses are compared: rounding alone moves weights whose gradient is nearly 0, by Adam's step."""
     arguments = ["stage=world_model", *EXACT, "trainer.max_steps=60", "world_model.members=1",
