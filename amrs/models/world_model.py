@@ -291,11 +291,12 @@ class WorldModelMember(nn.Module):
         one_1K = torch.ones_like(near_TK[:1])
         joined_QK = torch.cat([linear(question.query_AD, candidates.affinity_KD), near_TK, one_1K])
         hidden_KH = torch.addmm(candidates.joined_KH, joined_QK.T, question.joined_QH)
-        moved_PK = torch.mm(question.linear_PX, candidates.linear_KX.T)
-        moved_PK.addmm_(question.near_PT, joined_QK[self.affinities :])
+        active_KH = self.dropout(torch.ops.aten.gelu_(hidden_KH))  # in place: it stays in the cache
+        params_PK = linear(question.head_PH, active_KH)
+        params_PK.addmm_(question.near_PT, joined_QK[self.affinities :])
+        params_PK.addmm_(question.linear_PX, candidates.linear_KX.T)
         if self.situation:
-            moved_PK.addmm_(question.situated_PE, candidates.embedding_KE.T)
-        params_PK = linear(question.head_PH, self.dropout(F.gelu(hidden_KH))).add_(moved_PK)
+            params_PK.addmm_(question.situated_PE, candidates.embedding_KE.T)
         return dict(zip(question.sizes, params_PK.T.split(list(question.sizes.values()), -1), strict=True))
 
     def at_moment(self, h_ND: Tensor, ended: bool) -> dict[str, Tensor]:
