@@ -18,7 +18,7 @@ from amrs.utility import Utility
 
 _CERTAIN = 1e6
 """Logits per unit of utility that make a softmax an argmax."""
-_SCORED = 4096
+_SCORED = 8192
 """Tracks that are scored at a time: what lies between them and the result stays in the cache."""
 
 

@@ -106,18 +106,16 @@ class Utility:
         modes = mode_B.unique().tolist()
         for signal in signals:
             scale = self.weights[signal] / max(self.spread.get(signal, 1.0), LEAST_SPREAD)
-            good = torch.zeros_like(total)
-            for mode in modes:
-                rows = mode_B == mode if len(modes) > 1 else slice(None)
-                direction = self.direction(signal, mode)
-                if direction == "up":
-                    good[rows] = kinds[signal].mean(params[signal][rows])
-                elif direction == "down":
-                    good[rows] = 1 - kinds[signal].mean(params[signal][rows])
-                elif direction is not None:
-                    good[rows] = 1 - kinds[signal].distance(params[signal][rows], float(direction))
-            carry_B = self._carry(signal, mode_B, step_B)
-            total += scale * good * carry_B.reshape(-1, *[1] * (good.ndim - 1))
+            scale_B = scale * self._carry(signal, mode_B, step_B)
+            directions = [self.direction(signal, mode) for mode in modes]
+            if len(set(directions)) == 1:
+                good = _good(kinds[signal], params[signal], directions[0])
+            else:
+                good = torch.zeros_like(total)
+                for mode, direction in zip(modes, directions, strict=True):
+                    rows_B = mode_B == mode
+                    good[rows_B] = _good(kinds[signal], params[signal][rows_B], direction)
+            total = torch.addcmul(total, good, scale_B.reshape(-1, *[1] * (good.ndim - 1)))
         return total
 
     @property
@@ -172,6 +170,15 @@ class Utility:
         if self.bonus_K is None:
             return torch.zeros((), device=track.device)
         return self.bonus_K.to(track.device)[track]
+
+
+def _good(kind: Kind, params: Tensor, direction: str | None) -> Tensor:
+    """g (...) of a signal with parameters (..., P) under one direction."""
+    if direction is None:
+        return torch.zeros_like(params[..., 0])
+    if direction in ("up", "down"):
+        return kind.mean(params) if direction == "up" else 1 - kind.mean(params)
+    return 1 - kind.distance(params, float(direction))
 
 
 def ignorance(u_MB: Tensor) -> Tensor:

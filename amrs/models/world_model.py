@@ -78,6 +78,8 @@ class WorldModelMember(nn.Module):
         situation: session features whose products with the track it reads of plays, by number.
     """
 
+    block_AD: Tensor
+    """1 at the channels of each affinity, 0 elsewhere."""
     near_scale_T: Tensor
     of_play_X: Tensor
     """1 at moves of what follows each play, 0 at those of reports."""
@@ -110,6 +112,8 @@ class WorldModelMember(nn.Module):
         self.history_joined, self.history_affinity = Linear(width, hidden), Linear(width, width)
         self.affinities = math.gcd(AFFINITIES, width)
         self.affinity_joined = Linear(self.affinities + len(TASTES), hidden, bias=False)
+        block_AD = torch.eye(self.affinities).repeat_interleave(width // self.affinities, 1)
+        self.register_buffer("block_AD", block_AD, persistent=False)
         scale_T = torch.tensor(TASTE_SCALES) * embedding_KE.shape[1] ** -0.5
         self.register_buffer("near_scale_T", scale_T, persistent=False)
         moves = sum(kind.moves for kind in self.kinds.values())
@@ -267,23 +271,27 @@ class WorldModelMember(nn.Module):
     def questions(self, h_BD: Tensor, signals: Sequence[str] | None = None) -> list[Question]:
         """The listeners' halves, one each: with them a catalogue is read once."""
         sizes = {name: kind.size for name, kind in self.kinds.items() if signals is None or name in signals}
-        inside_P = torch.cat([torch.full((k.size,), name in sizes) for name, k in self.kinds.items()])
+        name_P = [name for name, kind in self.kinds.items() for _ in range(kind.size)]
+        index_P = torch.tensor([p for p, name in enumerate(name_P) if name in sizes], device=h_BD.device)
+        head_PH, move_PX = self.head.weight[index_P], self.move_XP.T[index_P]
         own, taste_BTE, known = self._parts(h_BD)
-        query_BAd = self.history_affinity(own).unflatten(-1, (self.affinities, -1))
-        query_BAD = torch.diag_embed(query_BAd.transpose(1, 2)).permute(0, 2, 3, 1).flatten(2)
-        near_BTE, joined_BH = taste_BTE * self.near_scale_T[:, None], self.history_joined(own)
+        query_BAD = self.history_affinity(own)[:, None] * self.block_AD
+        weight_BQH = self.affinity_joined.weight.T.expand(len(h_BD), -1, -1)
+        joined_BQH = torch.cat([weight_BQH, self.history_joined(own)[:, None]], 1)
         shift_BX = self.known_linear(known) + self.session_linear(taste_BTE[..., SESSION, :])
-        weight_QH, move_PX = self.affinity_joined.weight.T, self.move_XP[:, inside_P].T
-        param_BP = self.head.bias[inside_P] + shift_BX @ move_PX.T
-        cross_XTR = (self.of_play_X[:, None] * self.cross_linear.weight).unflatten(-1, (len(TASTES), RATIOS))
-        near_BXT = self.near_linear.weight + torch.einsum("xtr,br->bxt", cross_XTR, known[:, :RATIOS])
-        near_BPT, head_PH = move_PX @ near_BXT, self.head.weight[inside_P]
+        cross_BXT = F.linear(known[:, :RATIOS], self.cross_linear.weight.reshape(-1, RATIOS))
+        cross_BXT = cross_BXT.unflatten(1, (-1, len(TASTES))) * self.of_play_X[:, None]
+        near_BXT = torch.cat([self.near_linear.weight + cross_BXT, shift_BX[..., None]], -1)
+        near_BPT = move_PX @ near_BXT
+        near_BPT[..., -1] += self.head.bias[index_P]
         situated_BPE = move_PX @ self.situated(known) if self.situation else torch.empty(len(h_BD), 0)
+        own_halves = zip(
+            query_BAD, taste_BTE * self.near_scale_T[:, None], joined_BQH, near_BPT, situated_BPE, strict=True
+        )
         return [
-            Question(query_BAD[b], near_BTE[b], torch.cat([weight_QH, joined_BH[b, None]]), head_PH,
-                     torch.cat([near_BPT[b], param_BP[b, :, None]], 1), move_PX, situated_BPE[b], sizes)
-            for b in range(len(h_BD))
-        ]  # fmt: skip
+            Question(query_AD, near_TE, joined_QH, head_PH, near_PT, move_PX, situated_PE, sizes)
+            for query_AD, near_TE, joined_QH, near_PT, situated_PE in own_halves
+        ]
 
     def replies(self, question: Question, candidates: Candidates) -> dict[str, Tensor]:
         """Head parameters (K, P) by signal; each parameter lies side by side for all tracks."""
@@ -291,11 +299,12 @@ class WorldModelMember(nn.Module):
         one_1K = torch.ones_like(near_TK[:1])
         joined_QK = torch.cat([linear(question.query_AD, candidates.affinity_KD), near_TK, one_1K])
         hidden_KH = torch.addmm(candidates.joined_KH, joined_QK.T, question.joined_QH)
-        moved_PK = torch.mm(question.linear_PX, candidates.linear_KX.T)
-        moved_PK.addmm_(question.near_PT, joined_QK[self.affinities :])
+        active_KH = self.dropout(torch.ops.aten.gelu_(hidden_KH))  # in place: it stays in the cache
+        params_PK = linear(question.head_PH, active_KH)
+        params_PK.addmm_(question.near_PT, joined_QK[self.affinities :])
+        params_PK.addmm_(question.linear_PX, candidates.linear_KX.T)
         if self.situation:
-            moved_PK.addmm_(question.situated_PE, candidates.embedding_KE.T)
-        params_PK = linear(question.head_PH, self.dropout(F.gelu(hidden_KH))).add_(moved_PK)
+            params_PK.addmm_(question.situated_PE, candidates.embedding_KE.T)
         return dict(zip(question.sizes, params_PK.T.split(list(question.sizes.values()), -1), strict=True))
 
     def at_moment(self, h_ND: Tensor, ended: bool) -> dict[str, Tensor]:
