@@ -43,7 +43,7 @@ class PolicyModel(nn.Module):
     def tracks(self) -> tuple[Tensor, Tensor]:
         """Track vectors (K, D), scaled for inner products, and track biases (K,)."""
         out = self.tower(torch.cat([self.encoder.embedding_KE, self.log_popularity_K[:, None]], 1))
-        return out[:, :-1] / math.sqrt(out.shape[1] - 1), out[:, -1]
+        return out[:, :-1] / math.sqrt(out.shape[1] - 1), out[:, -1].contiguous()
 
     def logits(self, h_PD: Tensor, tracks: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """(P, K) unnormalised log-probabilities of what follows each history vector."""
