@@ -4,12 +4,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from test_table import Edit, cells, change, edit_map, raw, refusal, run, write
 
 from amrs.config.data import DataConfig
-from amrs.importers import IMPORTERS
+from amrs.importers import IMPORTERS, reading
+from amrs.importers import times as times_module
+from amrs.importers.order import ordered
+from amrs.importers.reading import Raw, numbers
 from amrs.importers.times import times
 from amrs.logs.schema import LogError
 
@@ -226,6 +230,88 @@ def test_a_skipped_local_time_is_refused_as_iso_8601_and_as_a_time_of_parquet_to
     assert times(naive, None, None, "Europe/Berlin")[2].tolist() == [True, False, False]
     without = times(naive, None, None, None)
     assert without[1].tolist() == [True, True, False] and not without[2].any()
+
+
+_TIMES = {
+    "2025-03-30T01:59:00Z": True,
+    "2025-03-30 01:59:00.5Z": True,
+    "2025-03-30 01:59:00.123456+02:00": True,
+    "1969-12-31 23:59:59.9999-05:30": True,
+    "2025-02-30 01:59:00Z": False,
+    "2025-13-01 01:59:00Z": False,
+    "2025-03-30 24:00:00Z": False,
+    "2025-03-30 01:59:60Z": False,
+    "2025-03-30 01:59:00+25:00": False,
+    "2025-03-30 01:59:00.1234567Z": False,
+    "2025-03-30 01:59:00z": False,
+    "2025-03-30 01:59:00+0200": False,
+    "2025-03-30 01:59:00+02": False,
+    "2025-03-30 01:59Z": False,
+    "2025-03-30 01:59:00": False,
+    "2025-03-30 02:30:00": False,
+    "2025-03-30T01Z": False,
+    "2025-03-30Z": False,
+    "2025-03-30": False,
+    "0001-01-01 00:00:00Z": False,
+    "soon": False,
+}
+"""Cells, and whether a column of such is cast in one go."""
+
+
+@pytest.mark.parametrize(("cell", "usual"), _TIMES.items())
+def test_times_that_are_cast_in_one_go_are_those_of_the_general_way(
+    monkeypatch: pytest.MonkeyPatch, cell: str, usual: bool
+) -> None:
+    column = pa.array(["2025-03-30 01:59:00Z", cell, None, "2025-06-01T00:00:00.001+05:30"])
+    assert (times_module._usual(column) is not None) == usual
+    at_once = times(column, None, None, None)
+    in_a_zone = times(column, None, None, "Europe/Berlin") if usual else at_once
+    monkeypatch.setattr(times_module, "_usual", lambda text: None)
+    stamps, bad, skipped = times(column, None, None, None)
+    assert not skipped.any() and bad.tolist() == [False, stamps[1].as_py() is None, False, False]
+    for found in (at_once, in_a_zone):  # where there is an offset, no zone matters
+        assert found[0].equals(stamps)
+        assert found[1].tolist() == bad.tolist() and not found[2].any()
+
+
+_NUMBERS = {
+    **dict.fromkeys(["7", "-0", "007", "1.", "-.5", "1e3", "1E-3", "1e+2", "1e-999"], True),
+    **dict.fromkeys(
+        ["+1", "nan", "-NaN", "nan(1)", "inf", "-Infinity", "1e999", "0x10", "1_0", "1,5"], False
+    ),
+    **dict.fromkeys([" 1", "1\u00a0", "1 0", "", " ", "NA", " null ", ".", "-", "1e", "\uff11", "x"], False),
+}
+"""Likewise."""
+
+
+@pytest.mark.parametrize(("cell", "finite"), _NUMBERS.items())
+def test_numbers_that_are_cast_in_one_go_are_those_of_the_general_way(cell: str, finite: bool) -> None:
+    raw = Raw(Path("x.csv"), pa.table({"x": ["1", cell, None, "2.5"]}))
+    assert (reading._all_finite(raw.table["x"].combine_chunks()) is not None) == finite
+    given, value, bad = raw.numbers("x")
+    general, no_number = numbers(raw.column("x"))
+    assert given.equals(raw.column("x")) and bad.tolist() == no_number.tolist()
+    assert repr(value.to_pylist()) == repr(general.to_pylist())  # in which nan is nan
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t", "\x1f", "\u00a0", "\u2003"])
+@pytest.mark.parametrize("cell", ["V01", "Band 1", "\u00e9", "NA", "N/A", "null", "none", ""])
+def test_text_has_no_blanks_around_it_and_is_null_where_empty(cell: str, blank: str) -> None:
+    """Alone, and beside cells that let it be looked at more closely."""
+    expected = None if cell in reading.MISSING else cell
+    for others in ([], ["V02345", None], ["a b"]):
+        raw = Raw(Path("x.csv"), pa.table({"x": pa.array([blank + cell + blank, *others], pa.string())}))
+        assert raw.column("x").to_pylist() == [expected, *others]
+
+
+def test_plays_are_ordered_by_session_then_key_then_as_they_came() -> None:
+    generator = np.random.default_rng(0)
+    session_E, position_E = generator.integers(-1, 9, 500), generator.integers(0, 5, 500)
+    for key_E in (position_E, position_E * 0.5, np.where(position_E == 4, np.nan, position_E)):
+        assert ordered(session_E, key_E).tolist() == np.lexsort((key_E, session_E)).tolist()
+    played_at_E = position_E.astype("datetime64[ms]")
+    assert ordered(session_E, played_at_E).tolist() == np.lexsort((played_at_E, session_E)).tolist()
+    assert ordered(session_E, None).tolist() == np.argsort(session_E, kind="stable").tolist()
 
 
 def columns(part: str, **given: Any) -> Edit:

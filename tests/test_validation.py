@@ -11,7 +11,7 @@ from small_log import METADATA, TIME, catalogue, hour, many, sessions
 
 from amrs.logs import validation
 from amrs.logs.schema import LogError, Metadata, validate
-from amrs.logs.validation import codes, given_again, repeated
+from amrs.logs.validation import codes, given_again, mask, repeated, stable_order
 
 NAN = float("nan")
 
@@ -295,3 +295,30 @@ def test_ids_given_again_are_found_by_their_hashes(monkeypatch: pytest.MonkeyPat
     assert found.tolist() == [False, False, True, False, True, False, True, False]
     assert found.tolist() == repeated(codes(ids.combine_chunks())).tolist()
     assert not given_again(pa.chunked_array([["a"], ["b"]])).any()
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        np.array([3, -1, 3, 0, -1, 2]),
+        np.array([2**62, 0, -(2**62), 2**62, 0]),
+        np.array([2.0, 0.0, -0.0, 2.0, -1.0, 0.0]),
+        np.array([1.5, 1.0, 1.5, NAN, 1.0, NAN, np.inf, -np.inf]),
+        np.array([2.0**70, 2.0, 2.0**70, 1.0]),
+        np.array(["2025-01-02", "NaT", "2025-01-01", "2025-01-02", "NaT"], "datetime64[ms]"),
+        np.array(["2025-01-02", "1969-01-01", "2025-01-02"], "datetime64[ms]"),
+        np.random.default_rng(0).integers(-9, 9, 1000),
+        np.array([7]),
+        np.array([], np.int64),
+    ],
+)
+def test_the_stable_order_is_that_of_a_stable_sort(keys: np.ndarray) -> None:
+    assert stable_order(keys).tolist() == np.argsort(keys, kind="stable").tolist()
+
+
+def test_a_null_is_no_yes_has_no_code_and_is_given_again_like_any_value() -> None:
+    assert mask(pa.array([True, None, False])).tolist() == [True, False, False]
+    assert mask(pa.chunked_array([[None, True], [False]])).tolist() == [False, True, False]
+    for ids in (pa.array(["b", None, "a", "b", None]), pa.chunked_array([["b", None, "a"], ["b", None]])):
+        assert codes(ids).tolist() == [0, -1, 1, 0, -1]
+        assert repeated(codes(ids)).tolist() == [False, False, False, True, True]

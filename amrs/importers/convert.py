@@ -49,7 +49,7 @@ def share(raw: Raw, column: Column, where: str, ids: pa.Array, faults: Faults) -
     if column.unit:
         return pc.multiply(_plain(raw, column, where, ids, faults), _PER_SECOND[column.unit])
     low, high = column.scale or (0.0, 1.0)
-    return scaled(raw.column(column.theirs[0]), low, high, where, ids, faults)
+    return scaled(raw, column.theirs[0], low, high, where, ids, faults)
 
 
 def rating(raw: Raw, column: Column, where: str, ids: pa.Array, faults: Faults) -> pa.Array:
@@ -62,13 +62,10 @@ def rating(raw: Raw, column: Column, where: str, ids: pa.Array, faults: Faults) 
         liked, disliked = pc.greater_equal(number, column.like), pc.less_equal(number, column.dislike)
         return pc.if_else(liked, 1, pc.if_else(disliked, 0, None)).cast(pa.int64())
     binary = pc.is_in(number, pa.array([0.0, 1.0, None]))
-    faults.add_rows(
-        where,
-        mask(pc.invert(binary)),
-        ids,
-        raw.column(column.theirs[0]),
-        "0, 1 or empty (or give like and dislike, or values, in the map)",
-    )
+    bad = mask(pc.invert(binary))
+    if bad.any():
+        allowed = "0, 1 or empty (or give like and dislike, or values, in the map)"
+        faults.add_rows(where, bad, ids, raw.column(column.theirs[0]), allowed)
     return pc.if_else(binary, number, None).cast(pa.int64())
 
 
@@ -166,9 +163,8 @@ CONVERTERS: dict[str, Converter] = {
 def _plain(
     raw: Raw, column: Column, where: str, ids: pa.Array, faults: Faults, allowed: str = _NUMBER
 ) -> pa.Array:
-    given = raw.column(column.theirs[0])
-    value, bad = numbers(given)
-    bad |= ~mask(pc.fill_null(pc.is_finite(value), True))
+    given, value, bad = raw.numbers(column.theirs[0])
+    bad |= mask(pc.invert(pc.is_finite(value)))
     faults.add_rows(where, bad, ids, given, allowed)
     return value
 

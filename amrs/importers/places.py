@@ -1,5 +1,6 @@
 """Where something stands in the users' own files, in their words: for what is said of a fault."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,15 +24,25 @@ def places(columns: ColumnMap, files: dict[str, Path], root: str) -> dict[str, s
     return found
 
 
-def named_rows(raw: Raw, ids: pa.Array, always: bool = False) -> pa.Array:
-    """The id of each row, and the row's number in the file where there is none, or `always`."""
-    if not always and not ids.null_count:
-        return ids
-    rows = raw.rows().cast(pa.string())
-    numbered = pc.binary_join_element_wise(
-        ids, rows, ", row ", null_handling="replace", null_replacement="(empty)"
-    )
-    return numbered if always else pc.coalesce(ids, numbered)
+@dataclass(frozen=True)
+class NamedRows:
+    """The id of each row, and the row's number in the file where there is none, or `always`.
+
+    For `Faults.add_rows`: put into words only where a fault is found.
+    """
+
+    raw: Raw
+    ids: pa.Array
+    always: bool = False
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, at: int) -> pa.Scalar:
+        name = self.ids[at].as_py()
+        if name is not None and not self.always:
+            return self.ids[at]
+        return pa.scalar(f"{'(empty)' if name is None else name}, row {self.raw.rows()[at]}")
 
 
 def session_cell(parts: Parts, sessions: Part, column: str, session_id: str) -> Cell | None:

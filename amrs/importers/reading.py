@@ -51,8 +51,11 @@ class Raw:
         if pa.types.is_dictionary(array.type):
             array = array.dictionary_decode()
         if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-            array = pc.utf8_trim_whitespace(array)
-            array = pc.if_else(pc.is_in(array, pa.array(MISSING, array.type)), None, array)
+            if _bytes(array).min(initial=127) <= ord(" "):  # some blank, or a sign that may be one
+                array = pc.utf8_trim_whitespace(array)
+            shortest = pc.min(pc.binary_length(array)).as_py()
+            if shortest is not None and shortest <= max(map(len, MISSING)):
+                array = pc.if_else(pc.is_in(array, pa.array(MISSING, array.type)), None, array)
         return array
 
     def missing(self, name: str) -> NoReturn:
@@ -68,13 +71,22 @@ class Raw:
             array = array.cast(pa.int64())  # ids of a column with gaps come as floats
         return array.cast(pa.string())
 
+    def numbers(self, name: str) -> tuple[pa.Array, pa.Array, Bools]:
+        """A column, it as float64, and where a value is no number (null there)."""
+        if name in self.table.column_names and pa.types.is_string(self.table[name].type):
+            array = self.table[name].combine_chunks()
+            value = _all_finite(array)
+            if value is not None:  # then there were no blanks, and no words for what is missing
+                return array, value, np.zeros(len(array), dtype=bool)
+        array = self.column(name)
+        return array, *numbers(array)
+
     def floats(self, *names: str) -> list[Floats]:
         """Columns of numbers, NaN where empty; LogError naming the rows that hold none."""
         faults = Faults(str(self.file))
         columns, no_ids = [], pa.nulls(len(self.table), pa.string())
         for name in names:
-            array = self.column(name)
-            value, bad = numbers(array)
+            array, value, bad = self.numbers(name)
             bad |= np.isinf(np.asarray(value, dtype=float))
             faults.add_rows(name, bad, no_ids, array, "a number, or empty")
             columns.append(np.asarray(value, dtype=float))
@@ -213,9 +225,30 @@ def numbers(array: pa.Array) -> tuple[pa.Array, Bools]:
     return pc.if_else(good, text, None).cast(pa.float64()), mask(pc.invert(good))
 
 
-def scaled(array: pa.Array, low: float, high: float, column: str, ids: pa.Array, faults: Faults) -> pa.Array:
-    """Numbers in [low, high] mapped linearly to [0, 1]; others are noted as faults."""
-    value, bad = numbers(array)
+def _bytes(text: pa.Array) -> NDArray[np.int8]:
+    """The bytes of all cells, those beyond ASCII negative."""
+    return np.frombuffer(text.buffers()[2] or b"", np.int8)
+
+
+def _all_finite(text: pa.Array) -> pa.Array | None:
+    """Cells that are finite numbers or null, cast in one go; None if any is not.
+
+    Of what the cast takes, `_NUMBER` refuses only a leading plus and unusual ways to write NaN.
+    """
+    if ord("+") in _bytes(text) and pc.any(pc.starts_with(text, "+")).as_py():
+        return None
+    try:
+        value = text.cast(pa.float64())
+    except pa.ArrowInvalid:
+        return None
+    return value if pc.all(pc.is_finite(value)).as_py() in (True, None) else None
+
+
+def scaled(
+    raw: Raw, name: str, low: float, high: float, column: str, ids: pa.Array, faults: Faults
+) -> pa.Array:
+    """Numbers in [low, high] mapped linearly to [0, 1]; others are noted as faults of `column`."""
+    array, value, bad = raw.numbers(name)
     inside = pc.and_(pc.greater_equal(value, low), pc.less_equal(value, high))
     bad |= mask(pc.invert(inside))
     faults.add_rows(column, bad, ids, array, f"a number in [{low:g}, {high:g}], or empty")

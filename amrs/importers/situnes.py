@@ -109,7 +109,7 @@ def _binary(raw: Raw) -> Floats:
 def _affect(raw: Raw, name: str) -> pa.Array:
     """A column of affect in [-1, 1], mapped to [0, 1]."""
     faults = Faults(str(raw.file))
-    value = scaled(raw.column(name), -1, 1, name, pa.nulls(len(raw.table), pa.string()), faults)
+    value = scaled(raw, name, -1, 1, name, pa.nulls(len(raw.table), pa.string()), faults)
     faults.raise_any()
     return value.cast(pa.float32())
 

@@ -20,11 +20,12 @@ from amrs.importers.column_map import Column, ColumnMap, Part, read_map
 from amrs.importers.convert import convert
 from amrs.importers.delivery import delivered
 from amrs.importers.embeddings import embedding_is, with_embeddings
-from amrs.importers.places import named_rows, places, session_cell
-from amrs.importers.reading import Floats, Raw, read_raw
+from amrs.importers.order import check_positions, ordered
+from amrs.importers.places import NamedRows, places, session_cell
+from amrs.importers.reading import Raw, read_raw
 from amrs.importers.times import offsets_min
 from amrs.logs.adding import add_sessions
-from amrs.logs.faults import Faults, Ints, LogError, Origin, shown
+from amrs.logs.faults import Faults, LogError, Origin
 from amrs.logs.schema import KINDS, Metadata, write_log
 from amrs.logs.validation import codes, mask, repeated
 
@@ -79,7 +80,7 @@ def _catalogue(raw: Raw, part: Part, faults: Faults) -> pa.Table:
 def _sessions(raw: Raw, part: Part, faults: Faults) -> pa.Table:
     """Sessions in the order of user and time."""
     ids = _ids(raw, part, "session_id")
-    named = named_rows(raw, ids)
+    named = NamedRows(raw, ids)
     table = {name: convert(raw, column, "sessions", named, faults) for name, column in part.columns.items()}
     zone = part.columns["started_at"].zone
     if zone and "utc_offset_min" not in table:
@@ -95,8 +96,9 @@ def _sessions(raw: Raw, part: Part, faults: Faults) -> pa.Table:
 def _events(raw: Raw, part: Part, sessions: pa.Table, catalogue: pa.Table, faults: Faults) -> pa.Table:
     """Events with `session`, the row of their session (-1 if unknown), in the order of their plays."""
     given = _ids(raw, part, "session_id")
-    ids = named_rows(raw, given, always=True)
-    table = {name: convert(raw, column, "events", ids, faults) for name, column in part.columns.items()}
+    ids = NamedRows(raw, given, always=True)
+    others = {name: column for name, column in part.columns.items() if name != "session_id"}
+    table = {name: convert(raw, column, "events", ids, faults) for name, column in others.items()}
     session = codes(given, sessions["session_id"].combine_chunks())
     faults.add_rows("events.session_id", session < 0, ids, given, "a session of the sessions file")
     for name in ("position", "played_at"):
@@ -108,41 +110,13 @@ def _events(raw: Raw, part: Part, sessions: pa.Table, catalogue: pa.Table, fault
             faults.add_rows(f"events.{name}", empty, ids, cells, allowed)
     if part.columns.get("engagement", Column("", ())).unit:
         table["engagement"] = _fraction(table["engagement"], table["track_id"], catalogue, faults)
-    events = pa.table({**table, "session": session})
-    keys = [events[name].to_numpy() for name in ("position", "played_at") if name in table]
-    order_E = np.lexsort((*keys, session))  # stable: ties keep the file's order
-    if "position" in table:
-        _check_positions(raw, part.columns["position"], session, keys[0], order_E, ids, faults)
-    kept = [name for name in events.column_names if name not in ("session_id", "position", "played_at")]
-    return events.select(kept).take(pa.array(order_E))
-
-
-def _check_positions(
-    raw: Raw,
-    column: Column,
-    session_E: Ints,
-    position_E: Floats,
-    order_E: Ints,
-    ids: pa.Array,
-    faults: Faults,
-) -> None:
-    """Two plays at one position have no order; `order_E` has put them next to each other."""
-    first, second = order_E[:-1], order_E[1:]
-    same = (session_E[first] == session_E[second]) & (position_E[first] == position_E[second])
-    same &= session_E[first] >= 0
-    if not same.any():
-        return
-    first, second = first[same], second[same]
-    again = np.zeros(len(order_E), dtype=bool)
-    again[second] = True
-    cells, rows = raw.column(column.theirs[0]), raw.rows()
-    faults.add_rows(
-        "events.position",
-        again,
-        ids,
-        lambda i: f"{shown(cells[i].as_py())}, as in row {rows[int(first[second == i][0])]}",
-        "a position once in a session",
-    )
+    keys = [table.pop(name) for name in ("position", "played_at") if name in table]
+    keys = [key.to_numpy(zero_copy_only=False) for key in keys]  # one or none
+    order_E = ordered(session, *keys)
+    if "position" in others:
+        check_positions(raw, others["position"], session, keys[0], order_E, ids, faults)
+    table |= {"session": pa.array(session), "track_id": table["track_id"].dictionary_encode()}
+    return pa.table({name: array.take(pa.array(order_E)) for name, array in table.items()})
 
 
 def _fraction(seconds: pa.Array, tracks: pa.Array, catalogue: pa.Table, faults: Faults) -> pa.Array:

@@ -9,6 +9,8 @@ from amrs.importers.reading import numbers
 from amrs.logs.faults import Bools
 from amrs.logs.validation import mask
 
+_USUAL = r"^(19|20)\d\d-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)$"
+_OFFSET = r"(?:[zZ]|[+-]\p{Nd}\p{Nd}:?\p{Nd}\p{Nd})$"
 _UNITS_MS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
 
 
@@ -33,8 +35,12 @@ def times(
         local = pd.Series(array.to_pandas())
         stamps = local if local.dt.tz is not None else _localized(local, zone)
     else:
-        text = pd.Series(array.cast(pa.string()).to_pandas(), dtype=object)
-        zoned = text.str.contains(r"(?:[zZ]|[+-]\d\d:?\d\d)$", na=False) & text.str.contains(":", na=False)
+        cells = array.cast(pa.string())
+        usual = None if form else _usual(cells)
+        if usual is not None:
+            return usual, np.zeros(len(array), dtype=bool), np.zeros(len(array), dtype=bool)
+        zoned = mask(pc.and_(pc.match_substring_regex(cells, _OFFSET), pc.match_substring(cells, ":")))
+        text = pd.Series(cells.to_pandas(), dtype=object)
         form = form or "ISO8601"
         local = pd.to_datetime(text.mask(zoned), format=form, errors="coerce")
         exact = pd.to_datetime(text.where(zoned), format=form, errors="coerce", utc=True)
@@ -43,6 +49,17 @@ def times(
     none = mask(pc.is_null(result)) & ~missing
     skipped = none & local.notna().to_numpy() & (zone is not None)
     return result, none & ~skipped, skipped
+
+
+def _usual(text: pa.Array) -> pa.Array | None:
+    """Cells that are whole ISO 8601 times with their offset, or null, cast in one go; None if any is not."""
+    if pc.all(pc.match_substring_regex(text, _USUAL)).as_py() is False:
+        return None
+    try:
+        exact = text.cast(pa.timestamp("us", "UTC"))
+    except pa.ArrowInvalid:  # no such day, hour or offset
+        return None
+    return exact.cast(pa.timestamp("ms", "UTC"), safe=False)
 
 
 def _localized(series: "pd.Series[pd.Timestamp]", zone: str | None) -> "pd.Series[pd.Timestamp]":
