@@ -11,6 +11,7 @@ import torch
 from amrs.cluster.shares import Share, alone
 from amrs.config import load
 from amrs.data import SessionDataModule
+from amrs.devices import chosen_device
 from amrs.example_sessions import example_sessions
 from amrs.lineup import Parts, lineup
 from amrs.listeners import ImaginedListeners
@@ -26,7 +27,7 @@ from amrs.outcomes import (
 )
 from amrs.platform import load_truth
 from amrs.report import Report, Row, finite_rows
-from amrs.rollout import Environment, Policy, Rollouts, rollout_device
+from amrs.rollout import Environment, Policy, Rollouts
 from amrs.runs import Run, RunError, plan, read_json
 from amrs.stages import world_model
 from amrs.stages.prepare import open_data
@@ -74,7 +75,7 @@ def rolled_out(
     """Every policy among the listeners of each section of the report, `evaluate.simulations` times a
     session."""
     rules, sessions = data.rules(), several_times(sessions, run.config.evaluate.simulations)
-    batch = _BATCH[rollout_device(run.config.trainer.accelerator).type]
+    batch = _BATCH[chosen_device(run.config.trainer.accelerator).type]
     return {
         name: roll_out(policies, world, rules, sessions, batch, share, f"rollouts {name}")
         for name, world in _worlds(run, data, sessions.horizon).items()
@@ -110,7 +111,7 @@ def _worlds(run: Run, data: SessionDataModule, horizon: int) -> dict[str, Enviro
     """Listeners by the section of the report that they fill."""
     worlds: dict[str, Environment] = {}
     targets = Utility(yardstick(run.config.utility), data.log.metadata.modes).targets
-    device = rollout_device(run.config.trainer.accelerator)
+    device = chosen_device(run.config.trainer.accelerator)
     for section, role in (("predicted", "judge"), ("predicted_labeller", "labeller")):
         model = world_model.load(run.parents[role].folder, data).to(device)
         worlds[section] = ImaginedListeners(model, data, horizon, targets)

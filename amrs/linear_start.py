@@ -40,6 +40,10 @@ class Examples(NamedTuple):
     user_N: Tensor
     part_N: Tensor
 
+    def to(self, device: torch.device) -> "Examples":
+        """The same on another device."""
+        return Examples(*(x.to(device) for x in self))
+
     def kept(self, keep_N: Tensor) -> "Examples":
         """Those where `keep_N` is True, or whose numbers it holds."""
         return Examples(*(x[keep_N] for x in self))
@@ -54,7 +58,7 @@ class Fit(NamedTuple):
 
 def start_linear(
     model: WorldModel, data: SessionDataModule, weights: dict[str, float], bags: Bags, seed: int,
-    penalties: Sequence[float],
+    penalties: Sequence[float], device: torch.device,
 ) -> list[str]:  # fmt: skip
     """Put each member's linear part and head where a linear model of its own would be.
 
@@ -68,6 +72,7 @@ def start_linear(
         seed: of what is left out, and of the folds of tuning.
         penalties: tried, from the strongest: weights of half the squared norm against the sum of negative
             log-likelihoods, for features of spread 1.
+        device: where the fits are computed.
     """
     first = model.ensemble[0]
     for member in model.ensemble:
@@ -75,7 +80,7 @@ def start_linear(
     labels = examples(first, data, weights, seed)
     names = list(labels)
     for name in names:
-        kind, found = first.kinds[name], labels.pop(name)  # labels that were fitted to are let go of
+        kind, found = first.kinds[name], labels.pop(name).to(device)  # what was fitted to is let go of
         penalty = tuned_penalty(kind, found, seed, penalties)
         # A fit from nothing has not arrived after so few steps: weaker penalties go on from the stronger.
         path = [one for one in penalties if one >= penalty]
@@ -137,7 +142,8 @@ def _asked(batch: Batch) -> Iterator[tuple[str, Tensor, Tensor, tuple[str, ...]]
 def tuned_penalty(kind: Kind, found: Examples, seed: int, penalties: Sequence[float]) -> float:
     """The penalty under which users that were not fitted are likeliest (see `estimators.tuning_rows`)."""
     loss_G = np.zeros(len(penalties))
-    for fit, score in tuning_rows(found.user_N.numpy(), found.part_N.numpy().astype(np.int8), seed):
+    user_N, part_N = found.user_N.cpu().numpy(), found.part_N.cpu().numpy().astype(np.int8)
+    for fit, score in tuning_rows(user_N, part_N, seed):
         scored = found.kept(torch.from_numpy(score))
         fits = fitted(kind, found.kept(torch.from_numpy(fit)), penalties)
         loss_G += [float(loss(kind, one, scored).sum()) for one in fits]
@@ -156,8 +162,9 @@ def fitted(kind: Kind, found: Examples, penalties: Sequence[float]) -> list[Fit]
     scale_F = torch.where(spread_F > 1e-4, 1 / spread_F, 0.0)
     found = found._replace(feature_NF=(found.feature_NF - mean_F).mul_(scale_F))
     count = max(float(found.weight_N.sum()), 1.0)
-    bias_P = kind.initial().requires_grad_()
-    weight_XF = torch.zeros(kind.moves, len(mean_F), requires_grad=True)
+    initial_P = kind.initial().to(mean_F.device)
+    bias_P = initial_P.clone().requires_grad_()
+    weight_XF = torch.zeros(kind.moves, len(mean_F), device=mean_F.device, requires_grad=True)
     fits = []
     for penalty in penalties:
         optimiser = torch.optim.LBFGS(
@@ -168,7 +175,7 @@ def fitted(kind: Kind, found: Examples, penalties: Sequence[float]) -> list[Fit]
             optimiser.zero_grad()
             total = loss(kind, Fit(bias_P, weight_XF), found).sum()
             # Labels that are all the same would drive the bias away without end.
-            held = penalty * weight_XF.square().sum() + (bias_P - kind.initial()).square().sum()
+            held = penalty * weight_XF.square().sum() + (bias_P - initial_P).square().sum()
             total = (total + 0.5 * held) / count
             total.backward()
             return total

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from amrs.data import SessionDataModule
+from amrs.devices import chosen_device
 from amrs.guidance import GuidedPolicy, Tilt, best_of, boltzmann, calibrate
 from amrs.listeners import ImaginedListeners
 from amrs.logs.splits import TRAIN, VALIDATION
@@ -20,7 +21,7 @@ from amrs.models.world_model import WorldModel
 from amrs.noise import hash_keys, uniform
 from amrs.platform import load_truth
 from amrs.policies import FixedPolicy, GreedyPolicy, NeuralPolicy, Scorer
-from amrs.rollout import Policy, imagine, rollout_device
+from amrs.rollout import Policy, imagine
 from amrs.runs import Run, RunError, read_json
 from amrs.stages import bc, world_model
 from amrs.utility import Utility
@@ -48,7 +49,7 @@ class Parts:
     @cached_property
     def device(self) -> torch.device:
         """Where the models are."""
-        return rollout_device(self.run.config.trainer.accelerator)
+        return chosen_device(self.run.config.trainer.accelerator)
 
     @cached_property
     def labeller(self) -> WorldModel:

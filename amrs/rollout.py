@@ -6,7 +6,6 @@ or GPU); sessions and keys come from the CPU, and what happened goes back there.
 Shape suffixes: B rollouts, T steps, K tracks.
 """
 
-import os
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -17,34 +16,11 @@ from torch import Tensor
 from amrs.losses import kl_divergence
 from amrs.noise import uniform
 from amrs.rules import Rules
-from amrs.runs import RunError
 
 ACTION = 100
 """Purpose of the draw that picks a track; environments use purposes of their own."""
-_GPU = ("gpu", "cuda", "auto")
-"""Accelerators that are a GPU where there is one."""
-_LOCAL_RANK = ("LOCAL_RANK", "SLURM_LOCALID")
-"""What launchers set; the first that is there is the rank on this machine."""
 _BLOCK = 64
 """Tracks whose probabilities are summed before the cumulative sum."""
-
-
-def rollout_device(accelerator: str) -> torch.device:
-    """Where models are rolled out and label pairs: as `trainer.accelerator` says, each process of a machine
-    on a GPU of its own.
-
-    Raises:
-        RunError: a GPU is asked for, and torch sees none.
-    """
-    if accelerator not in _GPU or (accelerator == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise RunError(
-            f"trainer.accelerator={accelerator}, but torch sees no GPU here; allowed: cpu, auto, or a "
-            "machine with a GPU and torch's CUDA build"
-        )
-    local = next((int(os.environ[name]) for name in _LOCAL_RANK if name in os.environ), 0)
-    return torch.device("cuda", local % torch.cuda.device_count())
 
 
 class Feedback(NamedTuple):

@@ -12,6 +12,7 @@ from pretended_gpu import on_both, pretended_gpu, there
 from tiny_logs import opened, policy, random_log, world_model
 from torch import Tensor, nn
 
+from amrs.bags import Bags
 from amrs.batches import Batch, PairBatch
 from amrs.candidates import candidate_utility, entropy_after, next_track_log_probs
 from amrs.carry import measure_effects
@@ -20,17 +21,19 @@ from amrs.config.groups import ModelConfig, UtilityConfig
 from amrs.config.stages import PreferencesConfig
 from amrs.continuations import shortfall
 from amrs.data import SessionDataModule
+from amrs.devices import chosen_device
 from amrs.guidance import GuidedPolicy, best_of, boltzmann, calibrate
+from amrs.linear_start import start_linear
 from amrs.listeners import ImaginedListeners
 from amrs.logs.splits import TRAIN
 from amrs.noise import hash_keys
 from amrs.pairs import SAMPLERS, Labelling
 from amrs.policies import FixedPolicy, GreedyPolicy, NeuralPolicy, Scorer
-from amrs.rollout import Policy, imagine, rollout_device
+from amrs.rollout import Policy, imagine
 from amrs.runs import RunError
 from amrs.stages.bc import BehaviourCloning
 from amrs.stages.dpo import DirectPreference, KlCheck
-from amrs.stages.world_model import WorldModelTraining
+from amrs.stages.world_model import WorldModelTraining, label_weights
 from amrs.utility import Utility
 from benchmarks.gpu import CUDA, evaluated, trained
 from benchmarks.rollouts import closed_loop
@@ -149,6 +152,19 @@ def test_what_is_measured_before_labelling_is_the_same_wherever_the_models_are(
         torch.testing.assert_close(a, b, **CLOSE)
 
 
+def test_the_linear_start_is_the_same_on_both(data: SessionDataModule) -> None:
+    def work(move: Move) -> list[Tensor]:
+        model, weights = world_model(data, 2), label_weights(None)
+        device = move(torch.zeros(1)).device
+        start_linear(model, data, weights, Bags(0, 2), 0, [50.0, 5.0], device)
+        return [x.data for member in model.ensemble for x in (member.head.bias, member.track_linear.weight)]
+
+    ours, theirs = on_both(work)
+    assert all(x.any() for x in ours)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
+
+
 def stepped(module: Any, batch: Batch | PairBatch, move: Move) -> tuple[Tensor, list[Tensor], dict[str, Any]]:
     """Loss, gradients and validation figures of one batch."""
     module, said = move(module), {}
@@ -203,20 +219,20 @@ def test_losses_gradients_and_validation_are_the_same_on_both(
 
 
 def test_rollouts_are_where_the_accelerator_says() -> None:
-    assert rollout_device("cpu") == CPU
+    assert chosen_device("cpu") == CPU
     if torch.cuda.is_available():
-        assert rollout_device("gpu").type == rollout_device("auto").type == "cuda"
+        assert chosen_device("gpu").type == chosen_device("auto").type == "cuda"
     else:
-        assert rollout_device("auto") == CPU
+        assert chosen_device("auto") == CPU
         with pytest.raises(RunError, match="accelerator=gpu, but torch sees no GPU here; allowed: cpu"):
-            rollout_device("gpu")
+            chosen_device("gpu")
 
 
 def test_a_machine_with_several_gpus_gives_each_process_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setenv("SLURM_LOCALID", "6")
-    assert rollout_device("gpu") == torch.device("cuda", 2)
+    assert chosen_device("gpu") == torch.device("cuda", 2)
 
 
 def test_the_closed_loop_of_the_gpu_item_counts_every_step(data: SessionDataModule) -> None:

@@ -86,7 +86,7 @@ def test_the_linear_part_sees_what_the_head_adds_up(
     model = world_model(data, **settings)
     (member,) = model.ensemble
     member.level_KV.zero_()
-    start_linear(model, data, ALL, Bags(0, 1), 0, PENALTIES)
+    start_linear(model, data, ALL, Bags(0, 1), 0, PENALTIES, torch.device("cpu"))
     batch = data.gather(data.windows(TRAIN), hidden_seed=0)
     sums = dict(zip(LABELS, masked_sums(member.eval(), batch).tolist(), strict=True))
     for name, found in examples(member, data, ALL, 0).items():

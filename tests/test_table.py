@@ -160,6 +160,11 @@ def test_an_embedding_may_be_one_cell_of_numbers(raw: Path, tmp_path: Path, form
         ("1751393400", {"unit": "s"}),
         ("1751393400000", {"unit": "ms"}),
         ("07/01/25 08:10 PM", {"format": "%m/%d/%y %I:%M %p", "zone": "Europe/Berlin"}),
+        # A year at the end looks like an offset, and an offset need not have minutes.
+        ("20:10 01-07-2025", {"format": "%H:%M %d-%m-%Y", "zone": "Europe/Berlin"}),
+        ("20:10 01-07-2025 +0200", {"format": "%H:%M %d-%m-%Y %z"}),
+        ("2025-07-01 20:10:00+02", {"zone": "Europe/Berlin"}),
+        ("20250701T2010+0200", {"zone": "Europe/Berlin"}),
     ],
 )
 def test_times_in_any_stated_form_become_utc(

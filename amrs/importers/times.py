@@ -10,7 +10,8 @@ from amrs.logs.faults import Bools
 from amrs.logs.validation import mask
 
 _USUAL = r"^(19|20)\d\d-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)$"
-_OFFSET = r"(?:[zZ]|[+-]\p{Nd}\p{Nd}:?\p{Nd}\p{Nd})$"
+_OFFSET = r"[T ]\p{Nd}{2}.*(?:[zZ]|[+-]\p{Nd}{2}(?::?\p{Nd}{2})?)$"
+"""Behind a time, so that the day of a date is no offset."""
 _UNITS_MS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
 
 
@@ -39,7 +40,8 @@ def times(
         usual = None if form else _usual(cells)
         if usual is not None:
             return usual, np.zeros(len(array), dtype=bool), np.zeros(len(array), dtype=bool)
-        zoned = mask(pc.and_(pc.match_substring_regex(cells, _OFFSET), pc.match_substring(cells, ":")))
+        # A format says itself whether there is an offset: 20:10 01-07-2025 only looks as if there were one.
+        zoned = np.full(len(cells), "%z" in form) if form else mask(pc.match_substring_regex(cells, _OFFSET))
         text = pd.Series(cells.to_pandas(), dtype=object)
         form = form or "ISO8601"
         local = pd.to_datetime(text.mask(zoned), format=form, errors="coerce")

@@ -12,6 +12,7 @@ from amrs.cluster.shares import Share, alone, shared
 from amrs.config.graph import Config
 from amrs.config.groups import UtilityConfig
 from amrs.data import SessionDataModule
+from amrs.devices import chosen_device
 from amrs.execution import process_rank
 from amrs.listeners import ImaginedListeners
 from amrs.logs.splits import TRAIN, VALIDATION
@@ -21,7 +22,6 @@ from amrs.negatives import negative_plays
 from amrs.noise import uniform
 from amrs.pairs import SAMPLERS, Labelling, Pairs
 from amrs.policies import NeuralPolicy
-from amrs.rollout import rollout_device
 from amrs.rules import Rules, histories_at_once
 from amrs.runs import Run, RunError, write_json
 from amrs.stages import bc, world_model
@@ -47,7 +47,7 @@ def run(run: Run, folder: Path) -> None:
     """Pairs of the labeller's users to `folder`/pairs (a Hugging Face data set) and a summary."""
     config, section = run.config, run.config.preferences
     data = open_data(run, users="labeller")
-    device, rules = rollout_device(config.trainer.accelerator), data.rules()
+    device, rules = chosen_device(config.trainer.accelerator), data.rules()
     labeller = world_model.load(run.parents["labeller"].folder, data).to(device)
     copycat = bc.load(run.parents["bc"].folder, data).to(device)
     rows = torch.cat([data.rows(TRAIN), data.rows(VALIDATION)])

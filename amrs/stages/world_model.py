@@ -16,6 +16,7 @@ from amrs.config.graph import Config
 from amrs.config.groups import ModelConfig
 from amrs.config.stages import WorldModelConfig
 from amrs.data import SessionDataModule
+from amrs.devices import chosen_device
 from amrs.levels import start_levels
 from amrs.linear_start import start_linear
 from amrs.logs.histories import BLIND_TO, LABELS, static_names
@@ -134,7 +135,8 @@ def run(run: Run, folder: Path) -> None:
     if not (folder / "checkpoints" / LAST).exists():
         bags = Bags(config.seed, section.members)
         weights = label_weights(section.only)
-        fitted = start_linear(model, data, weights, bags, config.seed, section.penalties)
+        device = chosen_device(config.trainer.accelerator)
+        fitted = start_linear(model, data, weights, bags, config.seed, section.penalties, device)
         start_levels(model, data, fitted, bags, config.seed)
     fit(run, folder, WorldModelTraining(model, config), data, section, section.validate_every)
 
