@@ -54,7 +54,7 @@ class TrainerConfig:
     strategy: str = "auto"
     """How processes share the work: fsdp2 (weights shared out), or a Lightning strategy (auto, ddp, ...)."""
     accelerator: str = "auto"
-    """cpu, gpu, auto, ..."""
+    """cpu, gpu, auto, ...: also where the linear start, pairs and rollouts are computed."""
     precision: str = "32-true"
     """Lightning precision: 32-true, bf16-mixed, ..."""
     accumulate_grad_batches: int = 1
