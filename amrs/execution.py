@@ -212,8 +212,13 @@ def environment() -> dict[str, Any]:
         "command": ["python", *sys.argv],
         "versions": {name: _version(name) for name in _PACKAGES},
         "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores{_gpu()}",
     }
+
+
+def _gpu() -> str:
+    torch = sys.modules.get("torch")  # what needs none does not load it for this
+    return f", {torch.cuda.get_device_name()}" if torch and torch.cuda.is_available() else ""
 
 
 def _version(package: str) -> str:

@@ -92,7 +92,7 @@ class GuidedPolicy:
         return _State(
             self.copycat.observe(state.copycat, track_B, feedback),
             self.scorer.observe(state.scores, track_B, feedback),
-            torch.cat([state.track_BT, track_B[:, None]], 1),
+            torch.cat([state.track_BT, track_B.to(state.track_BT.device)[:, None]], 1),
         )
 
 

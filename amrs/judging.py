@@ -34,8 +34,8 @@ from amrs.stages.prepare import open_data
 from amrs.utility import Utility, yardstick
 
 PARTS = {"test": TEST, "validation": VALIDATION}
-_BATCH = {"cpu": 256, "cuda": 4096}
-"""Rollouts at a time, by kind of device; a large catalogue makes it fewer."""
+_ON_CPU, _ON_GPU = 256, 4096
+"""Rollouts at a time; a large catalogue makes it fewer."""
 
 
 def judged(
@@ -75,7 +75,8 @@ def rolled_out(
     """Every policy among the listeners of each section of the report, `evaluate.simulations` times a
     session."""
     rules, sessions = data.rules(), several_times(sessions, run.config.evaluate.simulations)
-    batch = _BATCH[chosen_device(run.config.trainer.accelerator).type]
+    on_cpu = chosen_device(run.config.trainer.accelerator).type == "cpu"
+    batch = _ON_CPU if on_cpu else _ON_GPU
     return {
         name: roll_out(policies, world, rules, sessions, batch, share, f"rollouts {name}")
         for name, world in _worlds(run, data, sessions.horizon).items()

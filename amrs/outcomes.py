@@ -112,9 +112,11 @@ def roll_out(
 ) -> dict[str, Rollouts]:
     """Every policy in the same environment; KL to Copycat is taken on each policy's own histories.
 
-    Batches of one policy's sessions are the units that processes share, under `name`.
+    Batches of one policy's sessions are the units that processes share, under `name` and their size, which
+    may differ by device.
     """
     batch = histories_at_once(rules.mode_MK.shape[1], batch)
+    name = f"{name} by {batch}"
     parts = torch.arange(len(sessions.row_B)).split(batch)
     units = [(policy, index) for policy in policies.values() for index in parts]
 

@@ -140,7 +140,7 @@ def catalogue_utility(
         questions = member.questions(h_BD, list(utility.weights))
         asked = zip(questions, mode_B[:, None], step_B[:, None], strict=True)
         member_u.append(torch.stack([_score(member, utility, chunks, *one) for one in asked]))
-    track_C = torch.arange(halves[0].joined_KH.shape[0]) if track_C is None else track_C
+    track_C = torch.arange(len(halves[0].joined_KH), device=h_MBD[0].device) if track_C is None else track_C
     return utility.joined(torch.stack(member_u), track_C)
 
 

@@ -122,7 +122,15 @@ def fit(
     loggers = _loggers(run, folder)
     with _quiet():
         trainer = _trainer(config, folder, max_steps, steps, watch, loggers)
-        trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+        except ValueError as error:
+            if "parameter group" not in str(error):
+                raise
+            raise RunError(
+                f"{last} was left by an older program, whose optimiser had other groups: remove {folder} and "
+                "run again"
+            ) from error
     if process_rank() == 0:
         join(folder)
     for logger in loggers:

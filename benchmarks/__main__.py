@@ -121,6 +121,9 @@ def main(arguments: list[str]) -> int:
         allowed = ", ".join(every)
         print(f"benchmarks: no item {', '.join(unknown)}; allowed: {allowed}", file=sys.stderr)
         return 2
+    if set(arguments) & set(GPU) and set(arguments) - set(GPU):
+        print(f"benchmarks: name {', '.join(GPU)} alone: they go to the GPU's own file", file=sys.stderr)
+        return 2
     RESULTS.mkdir(exist_ok=True)
     machine = (graphics() if set(arguments) & set(GPU) else None) or processor()
     path = RESULTS / (re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-") + ".json")

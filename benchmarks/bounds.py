@@ -35,7 +35,7 @@ class Products(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name in ("mm", "bmm"):
             self._note(*args[:2])
-        elif name in ("addmm", "baddbmm"):
+        elif name in ("addmm", "addmm_", "baddbmm"):
             self._note(*args[1:3])
         elif name in ("linear", "_linear_pointwise"):
             self._note(args[0].flatten(0, -2), args[1].T)

@@ -3,7 +3,6 @@
 Shape suffix: S x S matrices.
 """
 
-import itertools
 import subprocess
 import sys
 import tempfile
@@ -41,10 +40,9 @@ def gpu_closed_loop() -> list[Row]:
 
 
 def gpu_train_100m() -> list[Row]:
-    """On listeners with 600 plays, so that windows are full."""
-    log = SessionDataModule(
-        platform_log(1000, sessions=60.0), SplitConfig(), LARGE.history, batch_size=WINDOWS
-    )
+    """On listeners with 120 sessions on average, so that most windows are full."""
+    folder = platform_log(1000, sessions=120.0)
+    log = SessionDataModule(folder, SplitConfig(), LARGE.history, batch_size=WINDOWS)
     return [trained("gpu_train_100m", log, LARGE, CUDA, SIZE)]
 
 
@@ -54,16 +52,21 @@ def gpu_evaluate() -> list[Row]:
 
 
 class _Laps(lightning.Callback):
-    """When each lap of `_STEPS` optimiser steps was over."""
+    """Tokens a second of laps of `_STEPS` optimiser steps."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.start, self.tokens, self.rates = 0.0, torch.zeros(()), list[float]()
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        """Waits for the GPU between laps only."""
+        """Counts tokens where they are: the GPU is waited for between laps only."""
+        tokens = batch.valid_BL.sum()
+        self.tokens = self.tokens.to(tokens.device) + tokens
         if trainer.global_step >= _WARM and (trainer.global_step - _WARM) % _STEPS == 0:
             wait(module.device)
-            self.ends.append(time.perf_counter())
+            now = time.perf_counter()
+            if self.start:
+                self.rates.append(float(self.tokens) / (now - self.start))
+            self.start, self.tokens = now, torch.zeros(())
 
 
 def trained(name: str, log: SessionDataModule, shape: ModelConfig, device: torch.device, size: int) -> Row:
@@ -85,7 +88,6 @@ def trained(name: str, log: SessionDataModule, shape: ModelConfig, device: torch
         pairs = products(lambda: module.training_step(batch, 0).backward())
     tokens, weights = float(batch.valid_BL.sum()), sum(x.numel() for x in module.parameters())
     each = flops(pairs) / tokens
-    walls = [tokens * _STEPS / (end - start) for start, end in itertools.pairwise(laps.ends)]
     left_SS, right_SS = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
 
     def bound() -> float:
@@ -99,7 +101,7 @@ def trained(name: str, log: SessionDataModule, shape: ModelConfig, device: torch
         f"token; bound: {each * alone.median[1]:,.3g} operations a second, as bf16 products of {size:,} x "
         f"{size:,} do"
     )
-    return replace(row(name, "tokens", Speed(walls, walls), alone, note, by_wall=True), cpu=None)
+    return replace(row(name, "tokens", Speed(laps.rates, laps.rates), alone, note, by_wall=True), cpu=None)
 
 
 def evaluated(name: str, *settings: str) -> Row:
@@ -107,6 +109,6 @@ def evaluated(name: str, *settings: str) -> Row:
     with tempfile.TemporaryDirectory() as runs:
         command = [sys.executable, TRAIN_PY, "stage=evaluate", "log=disabled", f"runs={runs}", *settings]
         start = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
     return Row(name, "s", wall=seconds, note=f"once, from nothing to the report; {' '.join(settings)}")

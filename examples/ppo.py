@@ -37,7 +37,7 @@ class PpoPolicy:
         return self.reader.start(row_B)
 
     def logits(self, state: Mind) -> Tensor:
-        seen = torch.as_tensor(self.norm.normalize_obs(state.h_BD.numpy()))
+        seen = torch.as_tensor(self.norm.normalize_obs(state.h_BD.cpu().numpy()))
         return self.ppo.policy.get_distribution(seen).distribution.logits.detach()
 
     def observe(self, state: Mind, track_B: Tensor, feedback: Feedback) -> Mind:

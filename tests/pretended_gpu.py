@@ -23,6 +23,8 @@ _MOVES = {"_to_copy", "copy_", "copy"}
 """Operators between devices."""
 _INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 """Operators whose indices may be on the CPU."""
+_JOINED = {"cat", "stack"}
+"""Operators that take no single number from the CPU; the others do."""
 
 
 class _There(Tensor):
@@ -109,7 +111,7 @@ def _values(x: Any) -> Any:
 
 
 def _refuse_mixed(name: str, args: Any, kwargs: Any, tensors: list[Tensor]) -> None:
-    here = [x for x in tensors if not isinstance(x, _There) and x.ndim > 0]
+    here = [x for x in tensors if not isinstance(x, _There) and (x.ndim > 0 or name in _JOINED)]
     if name in _INDEXED:
         indices = {id(x) for x in args[1] if x is not None}
         here = [x for x in here if id(x) not in indices]

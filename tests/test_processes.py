@@ -141,6 +141,17 @@ def test_a_checkpoint_goes_from_one_process_to_shards_and_back(tmp_path: Path) -
     pd.testing.assert_series_equal(validation(resumed)[last], validation(whole)[last], rtol=5e-4)
 
 
+def test_what_an_older_program_left_is_refused_in_words(tmp_path: Path) -> None:
+    arguments = ["stage=world_model", *EXACT, "trainer.max_steps=300", "world_model.validate_every=10"]
+    kill_after_a_checkpoint(arguments, tmp_path)
+    (left,) = tmp_path.rglob("last.ckpt")
+    checkpoint = torch.load(left, weights_only=True)
+    checkpoint["optimizer_states"][0]["param_groups"] *= 2
+    torch.save(checkpoint, left)
+    done = train(*arguments, f"runs={tmp_path}", check=False)
+    assert done.returncode == 1 and "by an older program" in done.stderr and "remove " in done.stderr
+
+
 def test_two_commands_at_once_train_a_parent_once(tmp_path: Path) -> None:
     arguments = [
         "stage=world_model",

@@ -1,17 +1,19 @@
 """Rollouts: luck belongs to the listener, not to the batch or the policy; leaving is not the horizon."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from slow_truth import midpoints
-from tiny_logs import letters, opened, policy, random_log, session, world_model, write
+from tiny_logs import METADATA, letters, opened, policy, random_log, session, world_model, write
 from torch import Tensor
 
 from amrs.config.groups import UtilityConfig
 from amrs.data import SessionDataModule
-from amrs.listeners import HistoryReader, ImaginedListeners
+from amrs.listeners import HistoryReader, ImaginedListeners, luck
+from amrs.models.world_model import EXTRA
 from amrs.noise import hash_keys
 from amrs.policies import FixedPolicy, GreedyPolicy, NeuralPolicy, Scorer, catalogue_utility
 from amrs.rollout import Feedback, Rollouts, choose, imagine
@@ -74,6 +76,20 @@ def test_after_leaving_there_is_nothing(data: SessionDataModule) -> None:
     assert found.played_BT[~found.left_B].all(), "who did not leave plays to the horizon"
     for values in (found.engagement_BT, found.expected["valence"], found.kl_BT):
         assert values is not None and torch.equal(values.isnan(), ~found.played_BT)
+
+
+@pytest.mark.parametrize("missing", [("rating",), ("engagement",), ("rating", "engagement"), ("arousal",)])
+def test_rollouts_do_without_signals_that_a_data_set_lacks(tmp_path: Path, missing: tuple[str, ...]) -> None:
+    """Luck stays with its signal: leaving is drawn as where all are there."""
+    metadata = replace(METADATA, signals={k: v for k, v in METADATA.signals.items() if k not in missing})
+    data = opened(random_log(tmp_path / "log", metadata=metadata))
+    found = roll(data, rows(data))
+    assert set(found.expected) == {*metadata.signals, *EXTRA}
+    for name, values in (("rating", found.rating_BT), ("engagement", found.engagement_BT)):
+        assert values[found.played_BT].isnan().all() == (name in missing)
+    luck_BT4 = luck(hash_keys(0, rows(data))[:, None], torch.arange(HORIZON))
+    leaves_BT = luck_BT4[..., 3] > 1 - found.expected["left"]
+    assert torch.equal(leaves_BT.where(found.played_BT, False).any(1), found.left_B)
 
 
 @torch.inference_mode()

@@ -163,6 +163,7 @@ def test_an_embedding_may_be_one_cell_of_numbers(raw: Path, tmp_path: Path, form
         # A year at the end looks like an offset, and an offset need not have minutes.
         ("20:10 01-07-2025", {"format": "%H:%M %d-%m-%Y", "zone": "Europe/Berlin"}),
         ("20:10 01-07-2025 +0200", {"format": "%H:%M %d-%m-%Y %z"}),
+        ("01.07.2025 18:10Z", {"format": "%d.%m.%Y %H:%MZ"}),
         ("2025-07-01 20:10:00+02", {"zone": "Europe/Berlin"}),
         ("20250701T2010+0200", {"zone": "Europe/Berlin"}),
     ],

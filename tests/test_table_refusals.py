@@ -358,6 +358,13 @@ BAD_MAPS: list[tuple[Edit, str]] = [
         columns("sessions", started_at={"column": "begin", "unit": "h"}),
         "started_at.unit: h; allowed: s, ms, us",
     ),
+    *(
+        (
+            columns("sessions", started_at={"column": "begin", "format": form, "zone": "Europe/Berlin"}),
+            f"started_at.format: {form}; allowed: strptime's signs, such as %d.%m.%Y %H:%M; an offset as %z",
+        )
+        for form in ("ISO8601", "%Y-%m-%d %H:%M %Z", "%Y-%m-%d %H:%M+02:00")
+    ),
     (
         columns("sessions", started_at={"column": "begin", "zone": "Mars"}),
         "zone: Mars; allowed: a name like UTC",

@@ -78,7 +78,9 @@ def letters(count: int = 6, modes: dict[str, list[str]] | None = None) -> pa.Tab
     )
 
 
-def random_log(folder: Path, users: int = 12, tracks: int = 26, seed: int = 0) -> Path:
+def random_log(
+    folder: Path, users: int = 12, tracks: int = 26, seed: int = 0, metadata: Metadata = METADATA
+) -> Path:
     """Users with one to five sessions of one to six tracks, in both modes or none."""
     rng = np.random.default_rng(seed)
     names = [chr(97 + k) for k in range(tracks)]
@@ -111,7 +113,7 @@ def random_log(folder: Path, users: int = 12, tracks: int = 26, seed: int = 0) -
             )  # fmt: skip
     embedding = rng.normal(size=(tracks, 5)).astype(np.float32).tolist()
     catalogue = letters(tracks, modes).set_column(1, "embedding", pa.array(embedding, pa.list_(pa.float32())))
-    return write(folder, rows, catalogue)
+    return write(folder, rows, catalogue, metadata)
 
 
 def opened(folder: Path, history: int = 16, users: str = "all", **settings: Any) -> SessionDataModule:

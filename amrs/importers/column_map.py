@@ -1,6 +1,7 @@
 """The YAML file that says which of your columns is which of ours, and how values are converted."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,8 @@ REQUIRED = {
     "events": ("session_id", "track_id"),
     "catalogue": ("track_id", "embedding"),
 }
+_OFFSET_IN_WORDS = re.compile(r"%Z|[+-]\d\d:?\d\d$")
+"""A zone's short name, which is no zone, or an offset that the format takes for letters."""
 UNITS = {
     "started_at": ("s", "ms", "us"),
     "ended_at": ("s", "ms", "us"),
@@ -186,6 +189,9 @@ def _check_together(file: Path, key: str, column: Column) -> None:
     if column.unit and (column.format or column.scale):
         other = "format" if column.format else "scale"
         raise LogError(f"{file}: {key} has unit and {other}; allowed: one of them")
+    if column.format and ("%" not in column.format or _OFFSET_IN_WORDS.search(column.format)):
+        allowed = "strptime's signs, such as %d.%m.%Y %H:%M; an offset as %z, or a Z at the end for UTC"
+        raise LogError(f"{file}: {key}.format: {column.format}; allowed: {allowed}")
     if column.zone and column.zone not in available_timezones():
         raise LogError(f"{file}: {key}.zone: {column.zone}; allowed: a name like UTC or Europe/Berlin")
     if (column.like is None) != (column.dislike is None) or (column.like is not None and column.values):

@@ -41,7 +41,10 @@ def times(
         if usual is not None:
             return usual, np.zeros(len(array), dtype=bool), np.zeros(len(array), dtype=bool)
         # A format says itself whether there is an offset: 20:10 01-07-2025 only looks as if there were one.
-        zoned = np.full(len(cells), "%z" in form) if form else mask(pc.match_substring_regex(cells, _OFFSET))
+        in_utc_or_offset = form is not None and ("%z" in form or form.endswith("Z"))
+        zoned = np.full(len(cells), in_utc_or_offset)
+        if form is None:
+            zoned = mask(pc.match_substring_regex(cells, _OFFSET))
         text = pd.Series(cells.to_pandas(), dtype=object)
         form = form or "ISO8601"
         local = pd.to_datetime(text.mask(zoned), format=form, errors="coerce")

@@ -49,7 +49,7 @@ def stable_order(keys: NDArray[np.generic]) -> Ints:
     """`argsort(kind="stable")`, faster for whole numbers: one integer of key and row needs no stable sort."""
     with np.errstate(invalid="ignore"):
         whole = keys.astype(np.int64)
-    if len(keys) and (whole.astype(keys.dtype) == keys).all():
+    if len(keys) and keys.dtype.kind != "u" and (whole.astype(keys.dtype) == keys).all():
         low, high, bits = int(whole.min()), int(whole.max()), len(keys).bit_length()
         if high - low < 1 << (63 - bits):
             return np.sort((whole - low << bits) | np.arange(len(keys))) & ((1 << bits) - 1)

@@ -25,8 +25,7 @@ class FoldedHead:
 
     Args:
         member: in eval mode.
-        drawn: signals whose feedback is sampled, in the order of the columns of `u_GU` below; those of a kind
-            side by side.
+        drawn: signals whose feedback is sampled, in the order of the columns of `u_GU` below.
         targets: signals of the member and values whose expected distance is asked for.
         asked: tracks that will be asked about in all; a catalogue of more is not looked up.
     """
@@ -38,11 +37,11 @@ class FoldedHead:
         by_kind: dict[Kind, list[str]] = {}
         for name in sorted(member.kinds, key=lambda name: drawn.index(name) if name in drawn else len(drawn)):
             by_kind.setdefault(member.kinds[name], []).append(name)
-        self.groups = [
-            (kind, names, [drawn.index(name) for name in names if name in drawn])
-            for kind, names in by_kind.items()
-        ]
-        self.drawn = [name for _, names, at in self.groups for name in names[: len(at)]]
+        at_of = {kind: [drawn.index(x) for x in names if x in drawn] for kind, names in by_kind.items()}
+        self.drawn = [name for kind, names in by_kind.items() for name in names[: len(at_of[kind])]]
+        device = member.head.weight.device
+        self.groups = [(kind, names, torch.tensor(at_of[kind], dtype=torch.int64, device=device))
+                       for kind, names in by_kind.items()]  # fmt: skip
         self.signals = [name for names in by_kind.values() for name in names]
         self.expected = [*self.signals, *(distance_to(*asked_for) for asked_for in targets)]
         self._fold(member)
@@ -100,12 +99,12 @@ class FoldedHead:
         and then `expected`."""
         params, start, shown, expected = self.answer(h_GD, track_G), 0, [], []
         params_of: dict[str, Tensor] = {}
-        for kind, names, at in self.groups:
+        for kind, names, at_U in self.groups:
             stop = start + len(names) * kind.size
             params_GNP = params[:, start:stop].unflatten(1, (len(names), kind.size))
             expected.append(kind.mean(params_GNP))
-            if at:
-                shown.append(kind.sample(params_GNP[:, : len(at)], u_GU[:, at[0] : at[-1] + 1]))
+            if len(at_U):
+                shown.append(kind.sample(params_GNP[:, : len(at_U)], u_GU.index_select(1, at_U)))
             if self.targets:
                 params_of |= zip(names, params_GNP.unbind(1), strict=True)
             start = stop

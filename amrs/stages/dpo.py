@@ -233,7 +233,9 @@ class DirectPreference(ShardedModule):
         self._keep()
 
     def _blend(self, present: dict[str, Tensor], share: float) -> None:
-        blend = {key: torch.lerp(old, present[key], share) for key, old in self.kept.items()}
+        # What is kept comes from a checkpoint on the CPU, where the run was resumed.
+        kept = {key: old.to(present[key].device) for key, old in self.kept.items()}
+        blend = {key: torch.lerp(old, present[key], share) for key, old in kept.items()}
         set_whole_state(self.model, blend)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -68,7 +68,8 @@ def usual_effects(judge: WorldModel, data: SessionDataModule, row_S: Tensor, see
         candidates, kind = member.candidates(), member.kinds["valence"]
         for mode in mode_S.unique().tolist():
             row_H = row_S[order_S[mode_S[order_S] == mode]][:_HISTORIES]
-            questions = member.questions(member.encoder.last(data.prefix(row_H)), ["valence"])
+            batch = data.prefix(row_H).to(member.head.weight.device)
+            questions = member.questions(member.encoder.last(batch), ["valence"])
             for question in questions:
                 effect_K = kind.mean(member.replies(question, candidates)["valence"]).cpu()
                 effect_MK[mode] += effect_K / len(row_H) / len(judge.ensemble)
