@@ -15,7 +15,8 @@ from torch import Tensor
 
 from amrs.batches import Batch, Batches, BatchSizeError, PairBatch, StepBatches, windows
 from amrs.config.data import SplitConfig
-from amrs.logs.histories import LABELS, TARGETS, TOKEN, FlatLog, cumulative_labels, played_before
+from amrs.gathering import SESSION, TRACK, gathered
+from amrs.logs.histories import TARGETS, TOKEN, FlatLog, cumulative_labels, played_before
 from amrs.logs.mapped import open_flat
 from amrs.logs.schema import SessionLog, read_log
 from amrs.logs.splits import TRAIN, VALIDATION, assigned
@@ -23,20 +24,6 @@ from amrs.noise import uniform
 from amrs.rules import Rules
 
 _HIDE = 1
-_SESSION, _TRACK, _STEP, _MODE = range(4)
-"""Columns of a token as 8-byte integers; what follows are the values, 4 bytes each."""
-_FEEDBACK, _TARGET, _REPORT = slice(8, 12), slice(12, 19), slice(19, 21)
-
-
-def _padding() -> np.ndarray:
-    token = np.zeros(1, TOKEN)
-    token["track"], token["mode"] = -1, -1
-    for name in ("feedback", "target", "report"):
-        token[name] = np.nan
-    return token
-
-
-_PADDING, _NO_FEEDBACK = _padding().tobytes(), _padding()["feedback"].tobytes()
 _TOKENS = 1 << 20
 """Tokens looked at together where the whole log is gone through."""
 _GATHERED = 50 << 10
@@ -120,8 +107,8 @@ class SessionDataModule(lightning.LightningDataModule):
         rows_S[self.rows(part)] = True
         plays_K = torch.zeros(self.tracks + 1, dtype=torch.int64)  # starts are -1, the last
         for token_XR in self.flat.token_NR[:-1].split(_TOKENS):
-            mine_X = rows_S[token_XR[:, _SESSION]]
-            track_X = token_XR[:, _TRACK][mine_X]
+            mine_X = rows_S[token_XR[:, SESSION]]
+            track_X = token_XR[:, TRACK][mine_X]
             plays_K += torch.bincount(track_X.where(track_X >= 0, self.tracks), minlength=self.tracks + 1)
         return plays_K[:-1]
 
@@ -145,46 +132,14 @@ class SessionDataModule(lightning.LightningDataModule):
         return before_W2Z[:, 0] - before_W2Z[:, 1]
 
     def gather(self, window_B3: Tensor, hidden_seed: int | Tensor | None = None) -> Batch:
-        """The windows as a padded batch; feedback of some sessions hidden if a seed is given, one or (B, 1).
-
-        What comes from tokens is a view of one copy of them; padding is a start of session 0.
-        """
-        flat, (begin_B, end_B, counted_B) = self.flat, window_B3.unbind(1)
-        length_B = end_B - begin_B
-        shortest, length = (int(n) for n in length_B.aminmax())
-        place_L = torch.arange(length)
-        valid_BL = place_L < length_B[:, None]
-        token_BLR = _slices(flat.token_NR, begin_B, length)
-        next_track_BL = token_BLR[:, 1:, _TRACK]
-        token_BLR = token_BLR[:, :-1]
-        if shortest < length:
-            next_track_BL = next_track_BL.where(valid_BL, -1)
-            _put(token_BLR, ~valid_BL, _PADDING)
-        session_BL = token_BLR[..., _SESSION]
-        value_BLV = token_BLR.view(torch.float32)
-        feedback_BL4 = value_BLV[..., _FEEDBACK]
-        hidden_BL = torch.zeros_like(valid_BL)
-        if hidden_seed is not None and self.hide_feedback > 0:
-            draw_BL = uniform(self.seed, _HIDE, hidden_seed, session_BL)
-            # A start has nothing to hide, and rollouts read it before they know whether feedback will be.
-            hidden_BL = (draw_BL < self.hide_feedback) & (token_BLR[..., _STEP] > 0)
-            _put(feedback_BL4, hidden_BL, _NO_FEEDBACK)
-        # numpy takes strided rows without a copy of their numbers, and small rows faster.
-        static_BLF = torch.from_numpy(flat.static_SF.numpy().take(session_BL.numpy(), 0))
-        return Batch(
-            static_BLF=static_BLF,
-            track_BL=token_BLR[..., _TRACK],
-            feedback_BL4=feedback_BL4,
-            hidden_BL=hidden_BL,
-            valid_BL=valid_BL,
-            counts_BL=(place_L >= (counted_B - begin_B)[:, None]) & valid_BL,
-            next_track_BL=next_track_BL,
-            mode_BL=token_BLR[..., _MODE],
-            step_BL=token_BLR[..., _STEP],
-            target_BLY=value_BLV[..., _TARGET],
-            report_BL2=value_BLV[..., _REPORT],
-            user_B=flat.user_S[token_BLR[:, 0, _SESSION]],
-            normaliser_Z=torch.ones(len(LABELS)),
+        """The windows as a padded batch; feedback of some sessions hidden if a seed is given, or one a window,
+        (B, 1)."""
+        if hidden_seed is None or self.hide_feedback == 0:
+            return gathered(self.flat, window_B3)
+        return gathered(
+            self.flat,
+            window_B3,
+            lambda s_BL: uniform(self.seed, _HIDE, hidden_seed, s_BL) < self.hide_feedback,
         )
 
     def prefix(
@@ -282,25 +237,3 @@ class SessionDataModule(lightning.LightningDataModule):
             columns["ref_rejected"], columns.get("others", none_B0.long()),
             columns.get("du_others", none_B0), columns.get("ref_others", none_B0), torch.tensor(count),
         )  # fmt: skip
-
-
-def _slices(token_NR: Tensor, begin_B: Tensor, length: int) -> Tensor:
-    """A copy of `length` tokens and the one after them from each of `begin_B` on, (B, length + 1, R).
-
-    Near the end of the log there are fewer: the rest is arbitrary there.
-    """
-    count, size = token_NR.shape
-    last = count - 1 - length
-    slice_NX = token_NR.as_strided((last + 1, (length + 1) * size), (size, 1))
-    if int(begin_B.max()) <= last:
-        return slice_NX.index_select(0, begin_B).view(-1, length + 1, size)
-    token_BLR = slice_NX.index_select(0, begin_B.clamp(max=last)).view(-1, length + 1, size)
-    for b in torch.nonzero(begin_B > last)[:, 0].tolist():
-        token_BLR[b] = token_BLR[b].roll(int(last - begin_B[b]), 0)
-    return token_BLR
-
-
-def _put(row_BLR: Tensor, at_BL: Tensor, value: bytes) -> None:
-    """Write `value`, a row's bytes, over the rows at `at_BL`: as one piece, not number by number."""
-    piece = f"V{len(value)}"
-    row_BLR.numpy().view(piece)[..., 0][at_BL.numpy()] = np.frombuffer(value, piece)

@@ -68,7 +68,7 @@ class Policy(Protocol):
         ...
 
     def observe(self, state: Any, track_B: Tensor, feedback: Feedback) -> Any:
-        """The state after a track and its feedback."""
+        """The state after a track and its feedback, which are on the device of this policy's logits."""
         ...
 
 
