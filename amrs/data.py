@@ -132,8 +132,8 @@ class SessionDataModule(lightning.LightningDataModule):
         return before_W2Z[:, 0] - before_W2Z[:, 1]
 
     def gather(self, window_B3: Tensor, hidden_seed: int | Tensor | None = None) -> Batch:
-        """The windows as a padded batch; feedback of some sessions hidden if a seed is given, or one a window,
-        (B, 1)."""
+        """The windows as a padded batch; feedback of some sessions hidden if a seed is given, one or one a
+        window (B, 1)."""
         if hidden_seed is None or self.hide_feedback == 0:
             return gathered(self.flat, window_B3)
         return gathered(
