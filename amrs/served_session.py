@@ -21,6 +21,7 @@ Numpy arrays and tensors pass for lists. Values outside the log's ranges are ref
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -98,6 +99,18 @@ def checked(session: Session, number: int, context: Sequence[str]) -> dict[str, 
                 item = f", item {i}" if listed else ""
                 raise ValueError(f"{name}={value!r} {where}{item}; allowed: {rule.allowed}")
     return given
+
+
+def check_order(sessions: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse checked sessions that do not follow each other in time, as far as their times are known."""
+    for number, (before, session) in enumerate(pairwise(sessions), 2):
+        start = milliseconds(session["started_at"])
+        for name in ("started_at", "ended_at"):
+            if start < milliseconds(before[name]):
+                raise ValueError(
+                    f"started_at={session['started_at']!r} in session {number}; allowed: not before the "
+                    f"{name} of session {number - 1}, for a history is oldest first"
+                )
 
 
 def plain(value: Any) -> Any:

@@ -23,7 +23,7 @@ from amrs.config.groups import ModelConfig
 from amrs.logs.histories import FEEDBACK, LABELS, TARGETS, FlatLog, flatten_columns
 from amrs.models.policy import PolicyModel
 from amrs.rules import Rules, log_softmax_allowed
-from amrs.served_session import REPORTS, Session, checked, milliseconds, plain
+from amrs.served_session import REPORTS, Session, check_order, checked, milliseconds, plain
 
 FORMAT = 3
 """Version of exported folders."""
@@ -112,9 +112,9 @@ class Recommender:
         if not isinstance(history, Sequence) or not all(isinstance(s, Mapping) for s in history):
             raise ValueError("a history is a list of sessions, each a dict; give [] where there are none")
         sessions = [*history[:-1], {**(history[-1] if history else {}), "mode": mode}]
-        flat = self._flat(
-            [checked(session, i, self.about["context"]) for i, session in enumerate(sessions, 1)]
-        )
+        given = [checked(session, i, self.about["context"]) for i, session in enumerate(sessions, 1)]
+        check_order(given)
+        flat = self._flat(given)
         h_D = self.model(_batch(flat, self.about["model"]["history"]))[0, -1]
         own = flat.track_N[flat.first_S[-1] + 1 :]
         allowed_1K = self.rules.allowed(flat.mode_S[-1:], own[None])
@@ -134,13 +134,15 @@ class Recommender:
             modes: modes in which each may be played; None for every mode.
 
         Raises:
-            ValueError: for ids that are there already, embeddings of another size or not
-                finite, unknown modes.
+            ValueError: for ids that are there already, embeddings of another size or not finite, unknown
+                modes, or not as many as tracks.
         """
         known, size = set(self.track_ids), self.model.encoder.embedding_KE.shape[1]
         twice = [name for i, name in enumerate(track_ids) if name in known or name in track_ids[:i]]
         if twice:
             raise ValueError(f"track ids must be new and different; given again: {', '.join(twice)}")
+        if modes is not None and len(modes) != len(track_ids):
+            raise ValueError(f"modes has {len(modes)} items; allowed: {len(track_ids)}, one for each track")
         given_KE = _embeddings(embedding_KE, track_ids, size)
         allowed_MK = torch.ones(len(self.about["modes"]) + 1, len(track_ids), dtype=torch.bool)
         for k, names in enumerate(modes or []):

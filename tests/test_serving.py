@@ -224,6 +224,29 @@ def test_a_history_that_is_no_list_of_sessions_is_refused(exported: Path, histor
         amrs.load(exported).recommend(history, None)
 
 
+@pytest.mark.parametrize(
+    ("before", "words"),
+    [
+        ({"started_at": "2026-05-02T08:00Z"}, "allowed: not before the started_at of session 1"),
+        (
+            {"started_at": "2026-05-01T08:00Z", "ended_at": "2026-05-02T07:00Z"},
+            "started_at='2026-05-02T06:00Z' in session 2; allowed: not before the ended_at of session 1",
+        ),
+    ],
+)
+def test_sessions_out_of_order_are_refused(exported: Path, before: dict[str, Any], words: str) -> None:
+    served, now = amrs.load(exported), {"started_at": "2026-05-02T06:00Z"}
+    with pytest.raises(ValueError, match=words):
+        served.recommend([before, now], None)
+    assert served.recommend([{**before, "ended_at": None, "started_at": None}, now], None)
+
+
+def test_modes_of_new_tracks_are_as_many_as_they(exported: Path, data: SessionDataModule) -> None:
+    served = amrs.load(exported)
+    with pytest.raises(ValueError, match="modes has 1 items; allowed: 2, one for each track"):
+        served.add_tracks(["one", "two"], data.embedding_KE[:2], [["calm"]])
+
+
 def test_iso_text_and_arrays_pass_for_datetimes_and_lists(exported: Path) -> None:
     served = amrs.load(exported)
     at = {"started_at": datetime(2026, 5, 1, 16, 30, tzinfo=UTC), "utc_offset_min": 120}
