@@ -44,7 +44,7 @@ class Luck(Callback):
         like = _random_state(pl_module)
         if before is not None and before.shape == (trainer.world_size, len(like)):
             setter = torch.cuda.set_rng_state if pl_module.device.type == "cuda" else torch.set_rng_state
-            setter(before[trainer.global_rank])
+            setter(before[trainer.global_rank].clone())  # torch reads past a state that is part of a tensor
 
 
 def _random_state(module: lightning.LightningModule) -> Tensor:

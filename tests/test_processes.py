@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -17,6 +19,7 @@ from test_stages import Done, folders
 
 from amrs.config import load
 from amrs.execution import execute
+from amrs.resuming import Luck
 from amrs.runs import Run, plan
 from amrs.stages import STAGES
 
@@ -139,6 +142,21 @@ def test_a_checkpoint_goes_from_one_process_to_shards_and_back(tmp_path: Path) -
     assert "resuming" in done.stderr
     last = validation(resumed).index[-3:]
     pd.testing.assert_series_equal(validation(resumed)[last], validation(whole)[last], rtol=5e-4)
+
+
+def test_every_process_goes_on_with_its_own_random_numbers() -> None:
+    states, drawn = [], []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        states.append(torch.get_rng_state())
+        drawn.append(torch.rand(4))
+    module: Any = SimpleNamespace(device=torch.device("cpu"))
+    for rank in (2, 1, 0):
+        trainer: Any = SimpleNamespace(world_size=3, global_rank=rank)
+        luck = Luck()
+        luck.on_load_checkpoint(trainer, module, {"luck": torch.stack(states)})
+        luck.on_train_batch_start(trainer, module, None, 0)
+        assert torch.equal(torch.rand(4), drawn[rank])
 
 
 def test_what_an_older_program_left_is_refused_in_words(tmp_path: Path) -> None:
