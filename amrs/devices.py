@@ -6,8 +6,6 @@ import torch
 
 from amrs.runs import RunError
 
-_GPU = ("gpu", "cuda", "auto")
-"""Accelerators that are a GPU where there is one."""
 _LOCAL_RANK = ("LOCAL_RANK", "SLURM_LOCALID")
 """What launchers set; the first that is there is the rank on this machine."""
 
@@ -18,7 +16,7 @@ def chosen_device(accelerator: str) -> torch.device:
     Raises:
         RunError: a GPU is asked for, and torch sees none.
     """
-    if accelerator not in _GPU or (accelerator == "auto" and not torch.cuda.is_available()):
+    if accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise RunError(

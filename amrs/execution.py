@@ -90,6 +90,10 @@ def execute(runs: list[Run], stages: dict[str, Stage], say: Callable[[str], None
     on that is made meanwhile.
     """
     reuse_freed_memory()
+    if runs[-1].config.trainer.accelerator == "gpu" and not all(run.finished for run in runs):
+        from amrs.devices import chosen_device  # loads torch
+
+        chosen_device("gpu")
     left = list(runs)
     while left:
         run = _next(left)

@@ -15,6 +15,7 @@ import lightning
 import pandas as pd
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
@@ -55,6 +56,10 @@ _LIGHTNING_NOISE = (
     ".*WeightAveraging callback with a model that overrides.*",  # weights are shared out by FSDP2 only
     ".*returned a view tensor.*",  # FSDP2 of a block's keys and values, which nothing changes in place
 )
+
+
+_LIGHTNING = ("accelerator", "devices", "num_nodes", "strategy", "precision")
+"""Settings that go to Lightning as they are."""
 
 
 class RatioOfSums(Metric):
@@ -121,7 +126,11 @@ def fit(
         set_aside(folder)
     loggers = _loggers(run, folder)
     with _quiet():
-        trainer = _trainer(config, folder, max_steps, steps, watch, loggers)
+        try:
+            trainer = _trainer(config, folder, max_steps, steps, watch, loggers)
+        except (ValueError, MisconfigurationException) as error:
+            given = ", ".join(f"trainer.{key}={getattr(config.trainer, key)}" for key in _LIGHTNING)
+            raise RunError(f"{given}: Lightning refuses them: {str(error).splitlines()[0]}") from error
         try:
             trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
         except ValueError as error:

@@ -82,8 +82,6 @@ def measure(item: str) -> None:
 
 
 def _in_own_process(item: str) -> list[dict[str, Any]]:
-    if item in GPU and graphics() is None:
-        return [{"name": item, "note": "not measured: torch sees no GPU"}]
     command = [sys.executable, "-m", "benchmarks", "--measure", item]
     environment = os.environ if item in GPU else os.environ | dict.fromkeys(_THREADS, "1")
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
@@ -103,12 +101,12 @@ def _beside_peer(rows: dict[str, dict[str, Any]]) -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as text."""
-    lines = [f"{'':20}{'unit':>11}{'per CPU-s':>12}{'per s':>12}{'of bound':>10}{'of peer':>9}"]
+    lines = [f"{'':26}{'unit':>11}{'per CPU-s':>12}{'per s':>12}{'of bound':>10}{'of peer':>9}"]
     for row in rows:
         figures = [row.get(key) for key in ("cpu", "wall", "of_bound", "of_peer")]
         shown = ["-" if f is None else f"{f:,.0f}" if f >= 1000 else f"{f:.3g}" for f in figures]
         widths = zip(shown, (12, 12, 10, 9), strict=True)
-        lines.append(f"{row['name']:20}{row.get('unit', ''):>11}" + "".join(f"{s:>{w}}" for s, w in widths))
+        lines.append(f"{row['name']:26}{row.get('unit', ''):>11}" + "".join(f"{s:>{w}}" for s, w in widths))
         lines.append(f"    {row.get('note', '')}")
     return "\n".join(lines)
 
@@ -116,6 +114,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main(arguments: list[str]) -> int:
     """Measure the items and write the results."""
     every = {**ITEMS, **LONG, **COSTS, **GPU}
+    if {"-h", "--help"} & set(arguments):
+        print(
+            __doc__, f"\nItems: {', '.join(ITEMS)}\nLong: {', '.join((*LONG, *COSTS))}\nGPU: {', '.join(GPU)}"
+        )
+        return 0
     unknown = [item for item in arguments if item not in every]
     if unknown:
         allowed = ", ".join(every)
@@ -124,17 +127,26 @@ def main(arguments: list[str]) -> int:
     if set(arguments) & set(GPU) and set(arguments) - set(GPU):
         print(f"benchmarks: name {', '.join(GPU)} alone: they go to the GPU's own file", file=sys.stderr)
         return 2
+    if set(arguments) & set(GPU) and graphics() is None:
+        print(
+            f"benchmarks: {', '.join(arguments)}: not measured, for torch sees no GPU here", file=sys.stderr
+        )
+        return 2
     RESULTS.mkdir(exist_ok=True)
     machine = (graphics() if set(arguments) & set(GPU) else None) or processor()
     path = RESULTS / (re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-") + ".json")
     rows = {row["name"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
+    measured: list[str] = []
     for item in arguments or ITEMS:
         print(f"benchmarks: {item}", file=sys.stderr)
-        rows |= {row["name"]: row for row in _in_own_process(item)}
+        new = {row["name"]: row for row in _in_own_process(item)}
+        rows, measured = rows | new, [*measured, *new]
         _beside_peer(rows)
         path.write_text(json.dumps({"processor": machine, "rows": list(rows.values())}, indent=1) + "\n")
-    missing = [{"name": item, "note": "not measured: only when named, on a GPU"} for item in GPU]
-    print(table([*rows.values(), *(row for row in missing if row["name"] not in rows)]))
+    missing = (
+        [] if arguments else [{"name": x, "note": "not measured: only when named, on a GPU"} for x in GPU]
+    )
+    print(table([*(rows[name] for name in measured), *missing]))
     if set(arguments) & set(COSTS):
         from benchmarks.costs import fit
 

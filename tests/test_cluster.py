@@ -95,6 +95,46 @@ def test_without_submission_files_are_written_whose_order_is_that_of_the_plan(tm
         assert after == (set(found[0].split(":")[1:]) if found else set())
 
 
+def test_after_a_submission_that_fails_nothing_more_is_submitted(tmp_path: Path) -> None:
+    runs = plan(load([*SLURM, "cluster.submit=false", f"runs={tmp_path}"]))
+    launch(runs, lambda _: None)
+    (submit,) = (tmp_path / "jobs").glob("*.submit.sh")
+    (tmp_path / "bin").mkdir()
+    for name, body in {"squeue": "exit 0", "sbatch": f'echo "$@" >> "{tmp_path}/asked"; exit 1'}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
+    done = subprocess.run(["bash", str(submit)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "submitted" not in done.stderr
+    assert len((tmp_path / "asked").read_text().splitlines()) == 1
+
+
+def test_a_job_with_gpus_insists_on_them_unless_it_is_told_otherwise(tmp_path: Path) -> None:
+    for argv, written in (
+        ([], True),
+        (["trainer.accelerator=cpu"], False),
+        (["cluster.gpus_per_node=0"], False),
+    ):
+        run = plan(load([*SLURM, *argv]))[-1]
+        assert ("trainer.accelerator=gpu" in job_file(run, tmp_path)) == written
+
+
+@pytest.mark.parametrize(
+    "given", ["time=1:00", "partition=big", "memory=4G", "account=x", "options=[qos=high]"]
+)
+def test_what_only_slurm_reads_is_refused_elsewhere(given: str) -> None:
+    with pytest.raises(ConfigError, match=rf"cluster.{given.partition('=')[0]}.*without cluster=slurm"):
+        load(["stage=bc", "cluster=torchrun", f"cluster.{given}"])
+
+
+def test_a_torchrun_file_for_several_nodes_asks_for_their_address() -> None:
+    one, two = (
+        torchrun_file(plan(load(["stage=bc", "cluster=torchrun", f"cluster.nodes={n}"]))[-1]) for n in (1, 2)
+    )
+    assert "127.0.0.1" in one and "MASTER_ADDR:?" not in one
+    assert "${MASTER_ADDR:?name one of the nodes" in two and "OMP_NUM_THREADS=4" in two
+
+
 def test_a_job_written_for_other_settings_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = plan(load(SLURM))
     assert not in_job(runs)

@@ -2,6 +2,8 @@
 GPUs run on the CPU."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, train
+from conftest import ROOT, TINY, train
 from pretended_gpu import GPU, on_both, pretended_gpu, there
 from tiny_logs import opened, policy, random_log, world_model
 from torch import Tensor, nn
@@ -45,6 +47,7 @@ from benchmarks.gpu import evaluated, trained
 from benchmarks.rollouts import closed_loop
 
 HORIZON, CPU = 5, torch.device("cpu")
+CLONE = [a for a in TINY if a.startswith(("data", "model", "log", "trainer"))]
 CLOSE = {"atol": 2e-5, "rtol": 1e-4, "equal_nan": True}
 Move = Callable[[Any], Any]
 
@@ -267,6 +270,22 @@ def test_rollouts_are_where_the_accelerator_says() -> None:
         assert chosen_device("auto") == CPU
         with pytest.raises(RunError, match="accelerator=gpu, but torch sees no GPU here; allowed: cpu"):
             chosen_device("gpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_missed_before_anything_is_made(tmp_path: Path) -> None:
+    done = train("stage=bc", *CLONE, "trainer.accelerator=gpu", f"runs={tmp_path}", check=False)
+    assert done.returncode == 1 and "torch sees no GPU here" in done.stderr and "prepare" not in done.stderr
+    command = [sys.executable, "-m", "benchmarks", "gpu_closed_loop"]
+    measured = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert measured.returncode == 2 and "not measured, for torch sees no GPU here" in measured.stderr
+
+
+def test_what_lightning_refuses_is_told_in_words(tmp_path: Path) -> None:
+    settings = ["trainer.strategy=nonsense", f"runs={tmp_path}"]
+    done = train("stage=bc", *CLONE, *settings, check=False)
+    assert done.returncode == 1 and "trainer.strategy=nonsense" in done.stderr
+    assert "Lightning refuses them" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_machine_with_several_gpus_gives_each_process_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

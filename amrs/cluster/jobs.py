@@ -28,6 +28,7 @@ _SUBMIT = """\
 #!/usr/bin/env bash
 # Submits what is not finished yet, each run after its parents: {command}
 set -euo pipefail
+shopt -s inherit_errexit  # or a submission that fails would pass for an empty id
 submit() {{  # ROLE JOB_NAME FILE [ID of a parent's job ...]: its id; one that is queued stays
   local role=$1 name=$2 file=$3 id after how=queued
   shift 3
@@ -68,7 +69,9 @@ def launch(runs: list[Run], say: Callable[[str], None]) -> None:
             say(f"{run.role}: reusing {run.folder}")
     if config.cluster.name == "torchrun":
         path = _write(folder / f"{_name(runs[-1])}.torchrun.sh", torchrun_file(runs[-1]))
-        say(f"{path}: run it on each of the {config.cluster.nodes} nodes")
+        nodes = config.cluster.nodes
+        where = f"on each of the {nodes} nodes, MASTER_ADDR naming one of them" if nodes > 1 else "here"
+        say(f"{path}: run it {where}")
         return
     if config.cluster.sweep is not None:
         file = _write(folder / f"sweep-{config.cluster.sweep.rpartition('/')[2]}.sbatch", sweep_file(config))
@@ -86,8 +89,11 @@ def launch(runs: list[Run], say: Callable[[str], None]) -> None:
 
 
 def arguments(run: Run) -> list[str]:
-    """What follows `python train.py` to make this very run."""
-    return as_arguments(replace(run.config, stage=cast(Any, run.stage)))
+    """What follows `python train.py` to make this very run; GPUs that were asked for must be there."""
+    trainer, config = run.config.trainer, replace(run.config, stage=cast(Any, run.stage))
+    if run.config.cluster.gpus_per_node and trainer.accelerator == "auto":
+        config = replace(config, trainer=replace(trainer, accelerator="gpu"))
+    return as_arguments(config)
 
 
 def job_file(run: Run, folder: Path) -> str:
@@ -127,16 +133,18 @@ def sweep_file(config: Config) -> str:
 def torchrun_file(run: Run) -> str:
     """The shell file that every node runs to make the run and the parents that it lacks."""
     cluster = run.config.cluster
+    address = "${MASTER_ADDR:?name one of the nodes to all of them}" if cluster.nodes > 1 else "127.0.0.1"
     head = [
         "#!/usr/bin/env bash", f"# {run.role}: written by {shlex.join(sys.argv)}",
         "# Run it on every node, with MASTER_ADDR (and MASTER_PORT) naming one of them to all.",
-        "set -euo pipefail", f"cd {shlex.quote(str(Path.cwd()))}", f"export {JOB}={run.fingerprint}",
+        "set -euo pipefail", f"cd {shlex.quote(str(Path.cwd()))}",
+        f"export {JOB}={run.fingerprint} OMP_NUM_THREADS={cluster.cpus_per_task}",
         *([cluster.before] if cluster.before else []),
     ]  # fmt: skip
     launcher = [
         shlex.quote(sys.executable), "-m torch.distributed.run", f"--nnodes={cluster.nodes}",
         f"--nproc-per-node={cluster.devices}", f"--rdzv-id={run.fingerprint}", "--rdzv-backend=c10d",
-        '--rdzv-endpoint="${MASTER_ADDR:-127.0.0.1}:${MASTER_PORT:-29400}"', "--max-restarts=3",
+        f'--rdzv-endpoint="{address}:${{MASTER_PORT:-29400}}"', "--max-restarts=3",
         shlex.join([str(_TRAIN), *arguments(run)]),
     ]  # fmt: skip
     return "\n".join([*head, f"exec {' '.join(launcher)}", ""])

@@ -53,10 +53,10 @@ class TrainerConfig:
     """Machines."""
     strategy: str = "auto"
     """How processes share the work: fsdp2 (weights shared out), or a Lightning strategy (auto, ddp, ...)."""
-    accelerator: str = "auto"
-    """cpu, gpu, auto, ...: also where the linear start, pairs and rollouts are computed."""
-    precision: str = "32-true"
-    """Lightning precision: 32-true, bf16-mixed, ..."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Also where the linear start, pairs and rollouts are computed; auto is a GPU where there is one."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"] = "32-true"
+    """As Lightning names it. It belongs to what a run is; the accelerator does not."""
     accumulate_grad_batches: int = 1
     """Micro-batches a step; the stage's `batch_size` is split over them."""
 
@@ -192,11 +192,12 @@ class ClusterConfig:
     name: Literal["local", "slurm", "torchrun"] = "local"
     """This machine, jobs of Slurm, or a file that every node of another launcher runs."""
     nodes: int = 1
-    """Machines of a trained stage, 1 or more; the other stages take one."""
+    """Machines of a trained stage, of pairs and of an evaluation, 1 or more; the other stages take one."""
     gpus_per_node: int = 1
-    """GPUs, and so processes, a machine of a trained stage; 0 is one process without a GPU."""
+    """GPUs, and so processes, a machine of these stages (the others take one); 0 is one process without a
+    GPU. A job where torch sees none is refused, unless trainer.accelerator=cpu."""
     cpus_per_task: int = 4
-    """CPU cores a process, 1 or more (Slurm)."""
+    """CPU cores, and threads, a process, 1 or more."""
     memory: str | None = None
     """Memory a machine as Slurm writes it (64G); null is the partition's default."""
     time: str | None = None
@@ -229,12 +230,13 @@ class ClusterConfig:
             (self.nodes, self.gpus_per_node),
             "left alone without cluster=slurm or cluster=torchrun (trainer.devices is for this machine)",
         )
-        check(
-            self.sweep is None or self.name == "slurm",
-            "cluster.sweep",
-            self.sweep,
-            "null without cluster=slurm",
-        )
+        for key in ("sweep", "memory", "time", "partition", "account"):
+            given = getattr(self, key)
+            check(
+                given is None or self.name == "slurm", f"cluster.{key}", given, "null without cluster=slurm"
+            )
+        allowed = "left alone without cluster=slurm"
+        check(not self.options or self.name == "slurm", "cluster.options", self.options, allowed)
 
     @property
     def devices(self) -> int:

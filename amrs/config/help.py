@@ -15,7 +15,7 @@ python train.py stage=NAME [experiment=NAME] [group=NAME ...] [key=VALUE ...] [-
 
 Missing parents of a stage are trained first, finished ones are reused. The last line on stdout is the
 run folder. --dry-run prints the plan. Lists are written [a,b], none is null. Later wins:
-defaults below < configs/<group>/<name>.yaml < configs/stage/<stage>.yaml < experiment < key=VALUE.
+defaults below < configs/<group>/<name>.yaml < experiment < key=VALUE.
 """
 
 
