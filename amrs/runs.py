@@ -102,9 +102,20 @@ class Run:
 
 
 def plan(config: Config) -> list[Run]:
-    """The run that `config` asks for, last, after all that it stands on."""
+    """The run that `config` asks for, last, after all that it stands on.
+
+    Raises:
+        RunError: a pin that cannot be, or settings by which one of the runs cannot be made.
+    """
     made: dict[tuple[str, str], Run] = {}
     _plan(config, _role(config), made)
+    for run in made.values():
+        averaging = getattr(getattr(run.config, run.stage, None), "averaging", 0)
+        if averaging and run.config.trainer.strategy == "fsdp2" and not run.finished:
+            raise RunError(
+                f"trainer.strategy=fsdp2 cannot average weights ({run.stage}.averaging={averaging:g}), for "
+                f"it cannot copy what is shared out: write {run.stage}.averaging=0, or trainer.strategy=ddp"
+            )
     return list(made.values())
 
 

@@ -114,7 +114,7 @@ def fit(
     max_steps = config.trainer.max_steps or section.max_steps
     epoch = max(_SHORTEST, data.units(TRAIN) // section.batch_size)
     steps = min(validate_every, max_steps, epoch)
-    watch = [*callbacks, *_averaging(run, section)]
+    watch = [*callbacks, *_averaging(section)]
     if early_stop:
         patience = -(-section.patience * validate_every // steps)
         watch.append(EarlyStopping("val/loss", patience=patience, check_on_train_epoch_end=False))
@@ -147,16 +147,11 @@ def fit(
             logger.experiment.finish()
 
 
-def _averaging(run: Run, section: Any) -> list[Callback]:
+def _averaging(section: Any) -> list[Callback]:
     """Running averages of the weights, where the stage has them."""
     averaging = getattr(section, "averaging", 0)
     if not averaging:
         return []
-    if run.config.trainer.strategy == "fsdp2":
-        raise RunError(
-            f"trainer.strategy=fsdp2 cannot average weights ({run.stage}.averaging={averaging}), for it "
-            f"cannot copy what is shared out: write {run.stage}.averaging=0, or trainer.strategy=ddp"
-        )
     return [WeightAveraging(avg_fn=running_average(averaging), use_buffers=False)]
 
 

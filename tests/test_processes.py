@@ -20,7 +20,7 @@ from test_stages import Done, folders
 from amrs.config import load
 from amrs.execution import execute
 from amrs.resuming import Luck
-from amrs.runs import Run, plan
+from amrs.runs import Run, RunError, plan
 from amrs.stages import STAGES
 
 EXACT = [
@@ -142,6 +142,13 @@ def test_a_checkpoint_goes_from_one_process_to_shards_and_back(tmp_path: Path) -
     assert "resuming" in done.stderr
     last = validation(resumed).index[-3:]
     pd.testing.assert_series_equal(validation(resumed)[last], validation(whole)[last], rtol=5e-4)
+
+
+def test_averages_of_shared_out_weights_are_refused_before_any_parent_is_made(tmp_path: Path) -> None:
+    arguments = ["stage=dpo", "trainer.strategy=fsdp2", f"runs={tmp_path}"]
+    with pytest.raises(RunError, match="fsdp2 cannot average weights"):
+        plan(load(arguments))
+    plan(load([*arguments, "world_model.averaging=0", "bc.averaging=0"]))
 
 
 def test_every_process_goes_on_with_its_own_random_numbers() -> None:
