@@ -200,7 +200,7 @@ def imagine(
     world, mind = environment.start(row_B, key_B), policy.start(row_B)
     shadow = reference.start(row_B) if reference is not None else None
     logits_BK = policy.logits(mind)
-    device = logits_BK.device
+    device = logits_BK.device if logits_BK.device.type != "mps" else torch.device("cpu")  # it has no doubles
     allowed_BK = rules.allowed(mode_B, torch.empty(len(row_B), 0, dtype=torch.int64)).to(device)
     choices, left_over_B = _Choices(allowed_BK, rules.repeats), allowed_BK.sum(1)
     u_BT = uniform(key_B.to(device)[:, None], torch.arange(horizon, device=device), ACTION)
@@ -210,7 +210,7 @@ def imagine(
     for t in range(horizon):
         logits_BK = policy.logits(mind) if t else logits_BK
         here_B = here_B & (left_over_B > (0 if rules.repeats else t))
-        log_p_BK = choices.offered(logits_BK)
+        log_p_BK = choices.offered(logits_BK.to(device))
         if reference is not None:
             log_q_BK = torch.add(reference.logits(shadow).to(device), choices.barred_BK).log_softmax(1)
             record.setdefault("kl", []).append(kl_divergence(log_p_BK.log_softmax(1), log_q_BK))
