@@ -29,6 +29,8 @@ SHARED = ("preferences", "evaluate")
 """Stages whose processes share fixed units of work (see `amrs.cluster.shares`)."""
 DISTRIBUTED = ("world_model", "bc", "dpo", *SHARED)
 """Stages that every process takes part in; the others run on the first process alone."""
+_WITHOUT_GPU = {"prepare", "export"}
+"""Stages that have no use for one."""
 _LAUNCHED = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 """What launchers set; the first that is there is the rank."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -90,7 +92,8 @@ def execute(runs: list[Run], stages: dict[str, Stage], say: Callable[[str], None
     on that is made meanwhile.
     """
     reuse_freed_memory()
-    if runs[-1].config.trainer.accelerator == "gpu" and not all(run.finished for run in runs):
+    ahead = {run.stage for run in runs if not run.finished} - _WITHOUT_GPU
+    if ahead and runs[-1].config.trainer.accelerator == "gpu":
         from amrs.devices import chosen_device  # loads torch
 
         chosen_device("gpu")

@@ -72,7 +72,7 @@ class GuidedPolicy:
     def start(self, row_B: Tensor) -> _State:
         """Read the logged history, once for Copycat and once a member."""
         copycat = self.copycat.start(row_B)
-        none_BT = torch.zeros_like(copycat.mode_B)[:, None][:, :0]
+        none_BT = copycat.mode_B.new_zeros(len(row_B), 0)
         return _State(copycat, self.scorer.start(row_B), none_BT)
 
     def inputs(self, state: _State) -> tuple[Tensor, Tensor]:

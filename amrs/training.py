@@ -126,25 +126,28 @@ def fit(
         set_aside(folder)
     loggers = _loggers(run, folder)
     with _quiet():
-        try:
-            trainer = _trainer(config, folder, max_steps, steps, watch, loggers)
-        except (ValueError, MisconfigurationException) as error:
-            given = ", ".join(f"trainer.{key}={getattr(config.trainer, key)}" for key in _LIGHTNING)
-            raise RunError(f"{given}: Lightning refuses them: {str(error).splitlines()[0]}") from error
-        try:
-            trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
-        except ValueError as error:
-            if "parameter group" not in str(error):
-                raise
-            raise RunError(
-                f"{last} was left by an older program, whose optimiser had other groups: remove {folder} and "
-                "run again"
-            ) from error
+        trainer = _trainer(config, folder, max_steps, steps, watch, loggers)
+        _train(trainer, module, data, last)
     if process_rank() == 0:
         join(folder)
     for logger in loggers:
         if isinstance(logger, WandbLogger) and process_rank() == 0:
             logger.experiment.finish()
+
+
+def _train(
+    trainer: lightning.Trainer, module: lightning.LightningModule, data: SessionDataModule, last: Path
+) -> None:
+    """From where `last` stands, if it is there."""
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+    except ValueError as error:
+        if "parameter group" not in str(error):
+            raise
+        raise RunError(
+            f"{last} was left by an older program, whose optimiser had other groups: remove "
+            f"{last.parents[1]} and run again"
+        ) from error
 
 
 def _averaging(section: Any) -> list[Callback]:
@@ -178,17 +181,26 @@ def _quiet() -> Iterator[None]:
 def _trainer(
     config: Config, folder: Path, max_steps: int, steps: int, callbacks: list[Callback], loggers: list[Logger]
 ) -> lightning.Trainer:
-    """A Trainer that validates every `steps` optimiser steps."""
+    """A Trainer that validates every `steps` optimiser steps.
+
+    Raises:
+        RunError: for settings that Lightning refuses.
+    """
     shown, micro = sys.stdout.isatty(), config.trainer.accumulate_grad_batches
-    return lightning.Trainer(
-        accelerator=config.trainer.accelerator, **_machines(config),
-        precision=cast(Any, config.trainer.precision), accumulate_grad_batches=micro,
-        max_steps=max_steps, max_epochs=-1, val_check_interval=steps * micro, check_val_every_n_epoch=None,
-        callbacks=[*callbacks, *([TQDMProgressBar()] if shown else [])], enable_progress_bar=shown,
-        logger=loggers, log_every_n_steps=config.log.every, gradient_clip_val=1.0,
-        enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
-        default_root_dir=folder,
-    )  # fmt: skip
+    try:
+        return lightning.Trainer(
+            accelerator=config.trainer.accelerator, **_machines(config),
+            precision=cast(Any, config.trainer.precision), accumulate_grad_batches=micro,
+            max_steps=max_steps, max_epochs=-1, val_check_interval=steps * micro,
+            check_val_every_n_epoch=None, enable_progress_bar=shown,
+            callbacks=[*callbacks, *([TQDMProgressBar()] if shown else [])],
+            logger=loggers, log_every_n_steps=config.log.every, gradient_clip_val=1.0,
+            enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
+            default_root_dir=folder,
+        )  # fmt: skip
+    except (ValueError, MisconfigurationException) as error:
+        given = ", ".join(f"trainer.{key}={getattr(config.trainer, key)}" for key in _LIGHTNING)
+        raise RunError(f"{given}: Lightning refuses them: {str(error).splitlines()[0]}") from error
 
 
 def _machines(config: Config) -> dict[str, Any]:

@@ -6,7 +6,6 @@ operators' own devices. So code that runs here runs on a GPU, and must have the 
 """
 
 import copy
-import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -122,20 +121,12 @@ def _refuse_mixed(name: str, args: Any, kwargs: Any, tensors: list[Tensor]) -> N
 
 
 def there(value: Any) -> Any:
-    """The same with all its tensors on the pretended GPU: modules, dataclasses, tuples, lists, dicts."""
+    """The same tensor, module or named tuple of tensors on the pretended GPU."""
     if isinstance(value, Tensor):
         return value.to(GPU)
     if isinstance(value, nn.Module):
         return _module(value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(there(x) for x in value))
-    if isinstance(value, list | tuple):
-        return type(value)(there(x) for x in value)
-    if isinstance(value, dict):
-        return {key: there(x) for key, x in value.items()}
-    if dataclasses.is_dataclass(value):
-        return dataclasses.replace(value, **{k: there(x) for k, x in vars(value).items()})  # type: ignore
-    return value
+    return type(value)(*(there(x) for x in value))
 
 
 def _module(module: nn.Module) -> nn.Module:

@@ -120,15 +120,7 @@ class WorldModelMember(nn.Module):
         move_XP = torch.block_diag(*[k.moved(torch.zeros(k.moves, k.size), torch.eye(k.moves))
                                      for k in self.kinds.values()])  # fmt: skip
         self.register_buffer("move_XP", move_XP, persistent=False)
-        self.known_linear = Linear(self.encoder.sizes[2], moves, bias=False)
-        self.session_linear = Linear(embedding_KE.shape[1], moves, bias=False)
-        self.near_linear = Linear(len(TASTES), moves, bias=False)
-        self.cross_linear = Linear(len(TASTES) * RATIOS, moves, bias=False)
-        self.curves = Curves(embedding_KE.shape[1], curves) if curves else None
-        self.track_linear = Linear(embedding_KE.shape[1] + curves, moves, bias=False)
-        self.situation = [RATIOS + feature for feature in situation]
-        if situation:
-            self.situation_linear = Linear(len(situation) * embedding_KE.shape[1], moves, bias=False)
+        self._add_linear(embedding_KE.shape[1], moves, curves, situation)
         of_play = [torch.full((k.moves,), float(name not in REPORTS)) for name, k in self.kinds.items()]
         self.register_buffer("of_play_X", torch.cat(of_play), persistent=False)
         self.leveled = [name for name in self.kinds if name in signals and name not in REPORTS]
@@ -136,8 +128,6 @@ class WorldModelMember(nn.Module):
         level_X = [name in self.leveled and move == kind.level
                    for name, kind in self.kinds.items() for move in range(kind.moves)]  # fmt: skip
         self.register_buffer("level_VX", torch.eye(moves)[torch.tensor(level_X)], persistent=False)
-        for layer in self.linear_layers:
-            nn.init.zeros_(layer.weight)
         self.moment = nn.Parameter(torch.randn(2, hidden) * 0.1)
         if not set(REPORTS) & set(signals):
             self.moment.requires_grad_(False)  # nothing asks: several processes would wait for its gradient
@@ -145,6 +135,20 @@ class WorldModelMember(nn.Module):
         self.head = Linear(hidden, sum(kind.size for kind in self.kinds.values()))
         nn.init.normal_(self.head.weight, std=0.02)
         self.head.bias.data = torch.cat([kind.initial() for kind in self.kinds.values()])
+
+    def _add_linear(self, size: int, moves: int, curves: int, situation: Sequence[int]) -> None:
+        """The linear part, which says nothing until it is fitted; `size` is that of an embedding."""
+        self.known_linear = Linear(self.encoder.sizes[2], moves, bias=False)
+        self.session_linear = Linear(size, moves, bias=False)
+        self.near_linear = Linear(len(TASTES), moves, bias=False)
+        self.cross_linear = Linear(len(TASTES) * RATIOS, moves, bias=False)
+        self.curves = Curves(size, curves) if curves else None
+        self.track_linear = Linear(size + curves, moves, bias=False)
+        self.situation = [RATIOS + feature for feature in situation]
+        if situation:
+            self.situation_linear = Linear(len(situation) * size, moves, bias=False)
+        for layer in self.linear_layers:
+            nn.init.zeros_(layer.weight)
 
     @property
     def linear_layers(self) -> tuple[Linear, ...]:
